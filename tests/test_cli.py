@@ -115,7 +115,7 @@ def test_descriptors_come_from_a_file_and_absent_labels_are_named(model, tmp_pat
     cat = str(PHOTOS / "cat.jpg")
     done = _segment(cat, "--labels", "cat,dog", "--model", model, "--out", str(tmp_path / "out"), *options)
     assert done.exit_code == 0, done.output
-    assert "warning: no descriptors for dog: embedded by the templates alone" in done.stderr
+    assert "warning: no descriptors for dog: embedded with the templates only" in done.stderr
     assert "not in it: cat, dog" in done.stdout
     meta = json.loads((tmp_path / "out" / "cat.json").read_text())["meta"]
     assert meta["text"]["descriptors"] == {"labels": 1, "weight": 1.0, "unit": True}

@@ -68,7 +68,7 @@ def test_words_alone_score_without_a_detector(folder) -> None:
     [
         (["fit", "nowhere", "--model", "model"], "nowhere"),
         (["fit", "sound", "--model", "model", "--windows", "exakt"], "closest: exact"),
-        (["fit", "sound", "--model", "model", "--tile", "20"], "multiple of the patch, 8"),
+        (["fit", "sound", "--model", "model", "--tile", "20"], "multiple of the patch size, 8"),
         (["score", "new/good.png", "--detector", "none"], "cannot be read"),
         (["score", "new/good.png", "--model", "model", "--scoring", "dino"], "call fit"),
     ],

@@ -74,10 +74,10 @@ def test_tiles_do_not_change_images_that_fit_and_are_saved(tiny, tmp_path) -> No
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"tile": 20}, OptionError, "multiple of the patch, 8"),
+        ({"tile": 20}, OptionError, "multiple of the patch size, 8"),
         ({"tile": 16}, OptionError, "from 24"),
         ({"tile": 40, "proxy": "mini-sam"}, OptionError, "leave the proxy out"),
-        ({"size": (96, 100)}, OptionError, "multiples of the patch, 8"),
+        ({"size": (96, 100)}, OptionError, "multiples of the patch size, 8"),
         ({"size": (96,)}, OptionError, "height and width"),
     ],
 )

@@ -274,7 +274,7 @@ def test_an_upsampler_of_features_that_lie_otherwise_than_scores_is_refused(name
     tensors = {key: torch.randn(shape) for key, shape in random_state("anyup", 16, 12).items()}
     torch.save(tensors, tmp_path / "anyup.pth")
     segment = Segmenter(name, weights=file, refine="anyup", upsampler=tmp_path / "anyup.pth")
-    with pytest.raises(RecipeError, match="reads features that lie as the scores do"):
+    with pytest.raises(RecipeError, match="needs features on the same grid"):
         segment(np.zeros((48, 64, 3), np.uint8), ["cat", "dog"])
 
 

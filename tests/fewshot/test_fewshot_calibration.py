@@ -152,7 +152,7 @@ def test_a_model_without_words_judges_by_examples() -> None:
     assert made(pictures("red", 1)[0]).name == "red"
     with pytest.raises(LabelError, match="'fish' has no examples"):
         made.fit({**examples(1), "fish": []})
-    with pytest.raises(ModelError, match="no words for whole images"):
+    with pytest.raises(ModelError, match="cannot compare whole images with words"):
         FewShot("photo", "exemplars")(pictures("red", 1)[0], ["red"])
     for given in ({"head": "gda"}, {"head": "exemplars", "level": "region"}):
         with pytest.raises(ModelError, match="exemplars or nearest"):
@@ -195,7 +195,7 @@ def test_refusals_are_one_clear_line(tiny, inspect, tmp_path) -> None:
         made(image)
     with pytest.raises(ModelError, match="two exemplars"):
         made.fit({"a": pictures("red", 1), "b": pictures("blue", 2)}).calibrate()
-    with pytest.raises(LabelError, match="'green' is named by the examples and is no label"):
+    with pytest.raises(LabelError, match="'green' has examples but is not a label"):
         inspect.calibrate({"green": [image]})
     with pytest.raises(OptionError, match="between 0 and 1"):
         inspect.calibrate(alpha=0)
@@ -203,7 +203,7 @@ def test_refusals_are_one_clear_line(tiny, inspect, tmp_path) -> None:
         FewShot(tiny, "exemplars", options={"sharpness": 0})
     with pytest.raises(OptionError, match="take 'exemplars'"):
         FewShot(tiny, "nearest", templates="photo").fit(examples(2)).calibrate()
-    with pytest.raises(OptionError, match="those that were fitted"):
+    with pytest.raises(OptionError, match="the fitted ones"):
         inspect(image, ["cat"])
     for level, use in (("region", "RegionClassifier"), ("pixel", "Segmenter")):
         with pytest.raises(OptionError, match=use):

@@ -96,7 +96,7 @@ def test_a_result_without_a_name_is_refused_before_anything_is_read(command, out
     [
         (["--head", "x", "--labels", "cat"], "leave --labels"),
         ([], "no labels"),
-        (["--labels", "cat,dog", "--model", "photo"], "is no CLIP"),
+        (["--labels", "cat,dog", "--model", "photo"], "is not a CLIP"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(words, match) -> None:

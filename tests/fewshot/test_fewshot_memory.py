@@ -157,7 +157,7 @@ def test_pairs_that_are_none_are_refused(tiny, folder) -> None:
 def test_a_model_without_a_joint_space_has_no_memory(folder) -> None:
     from densevl import load_backbone
 
-    with pytest.raises(ModelError, match="no words for whole images"):
+    with pytest.raises(ModelError, match="cannot compare whole images with words"):
         build_memory(folder, load_backbone("photo"))
 
 

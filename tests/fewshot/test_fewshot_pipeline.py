@@ -404,7 +404,7 @@ def test_what_learned_templates_are_not_for_is_refused(tiny, fitted_ones, tmp_pa
         fitted_ones("gda", "pixel").templates()
     with pytest.raises(OptionError, match="writes no checkpoint"):
         FewShot(tiny, "gda", **PLAIN).fit(EXAMPLES["image"], checkpoint=tmp_path / "c")
-    with pytest.raises(OptionError, match="contexts of its own"):
+    with pytest.raises(OptionError, match="its own contexts"):
         FewShot(tiny, "prompt", text=TextOptions.parse({"descriptors": {"red": ["a warm colour"]}}), **PLAIN)
     with pytest.raises(ModelError, match="take one operator"):
         FewShot(tiny, "prompt", level="region", operator="pool+cls_mask", **PLAIN)

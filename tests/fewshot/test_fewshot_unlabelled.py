@@ -90,7 +90,7 @@ def test_captions_are_found_by_path_or_name_and_reach_the_keys(tiny, files) -> N
     ("act", "error", "match"),
     [
         (lambda made, files: made.fit(files[0], captions={"red0.png": "a red one"}), LabelError, "no caption of"),
-        (lambda made, files: made.fit(files[0], captions={"red0.png": 3}), LabelError, "a sentence is wanted"),
+        (lambda made, files: made.fit(files[0], captions={"red0.png": 3}), LabelError, "it must be a sentence"),
         (lambda made, files: made.fit(files[0], captions={}), LabelError, "no captions"),
         (lambda made, files: made.fit(EXAMPLES["image"], captions={"a": "b"}), LabelError, "captions are for files"),
         (lambda made, files: made.fit_unlabelled([], NAMES), LabelError, "no images without labels"),

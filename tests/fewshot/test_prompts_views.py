@@ -157,7 +157,7 @@ def test_pictures_are_looked_at_again_in_their_order(tiny) -> None:
 
 def test_what_views_are_not_for_is_refused(tiny, rows) -> None:
     for level in ("region", "pixel"):
-        with pytest.raises(OptionError, match="looks at whole images"):
+        with pytest.raises(OptionError, match="views are for whole images"):
             FewShot(tiny, "prompt", level=level, options={"views": 1}, **PLAIN)
     with pytest.raises(OptionError, match="views is a whole number"):
         made(tiny, views=-1)

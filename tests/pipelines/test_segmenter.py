@@ -199,7 +199,7 @@ def test_the_image_feature_is_the_models_own(segment) -> None:
 def test_labels_without_descriptors_are_warned_about(segment) -> None:
     options = TextOptions(descriptors=Descriptors.parse({"dog": "a wet nose"}))
     result = _variant(segment, text=options)(PHOTOS / "cat.jpg", LABELS)
-    assert result.warnings == ("no descriptors for cat, sky: embedded by the templates alone",)
+    assert result.warnings == ("no descriptors for cat, sky: embedded with the templates only",)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_refused_at_once(kind, width, more, error, match, t
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"refine": "anyup"}, "give its file, upsampler=FILE"),
+        ({"refine": "anyup"}, "give its file with upsampler=FILE"),
         ({"refine": "pamr", "upsampler": "x.pth"}, "add refine='anyup'"),
         ({"upsampler": "x.pth"}, "add refine='anyup'"),
         ({"refine": "anyup", "upsampler": "none.pth"}, "does not exist"),

@@ -68,7 +68,7 @@ def test_the_result_is_that_of_the_chosen_words_given_by_hand(tiny) -> None:
 def test_where_there_is_no_image_to_choose_it_is_said(tiny) -> None:
     with pytest.raises(OptionError, match="chosen for each photo"):
         TextClassifier(tiny).encode(LabelSet.parse("cat"), Background.parse("scenes"))
-    with pytest.raises(OptionError, match="compares no whole image"):
+    with pytest.raises(OptionError, match="does not compare whole images"):
         Segmenter("photo")(CAT, "cat", background="scenes")
 
 

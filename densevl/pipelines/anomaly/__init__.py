@@ -1,1 +1,1 @@
-"""Anomaly maps of photos, from words and from normal images."""
+"""Anomaly maps of photos, from words and normal images."""

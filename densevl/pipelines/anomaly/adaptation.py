@@ -1,4 +1,4 @@
-"""`train_adapters`: adapters for a frozen backbone from a base set of labelled images."""
+"""`train_adapters`: train adapters for a frozen backbone on labelled images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from densevl.proposals.checks import image_mask
 
 @dataclass(frozen=True)
 class Sample:
-    """A labelled image: (H, W) mask, true where anomalous (all false for a sound one), and a sound image beside it."""
+    """A labelled image: a mask (H, W), True where anomalous (nowhere if it is normal), and a normal image."""
 
     image: Any
     mask: np.ndarray
@@ -47,29 +47,30 @@ def train_adapters(
     seed: int = 0,
     report: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> Adapters:
-    """Train the three adapters; the backbone stays as it is and sees each image once.
+    """Train the three adapters. The backbone is frozen and sees each image once.
 
-    Visual and textual adapter take turns, as in AdaptCLIP; the query adapter is trained beside them. The same seed
-    gives the same adapters on the same machine.
+    The visual and textual adapters take turns, as in AdaptCLIP, and the query adapter is trained on every batch. The
+    same seed gives the same adapters on the same machine.
 
     Args:
-        samples: of the base set, sound and damaged; all are held as features. item: the noun of the learned prompts.
-        layers: that the query adapter reads, block numbers or shares of the depth. words: learned, per prompt.
-        rate: of Adam. report: called with each epoch's number and mean loss.
+        samples: normal and damaged images; the features of all are held in memory. item: the noun of the prompts.
+        layers: the layers the query adapter reads, as block numbers or shares of the depth. words: learned words per
+            prompt.
+        rate: learning rate of Adam. report: called with the number and mean loss of each epoch.
 
     Raises:
-        ModelError: no CLIP, no samples, none damaged or none sound.
-        ProposalError: a mask of another size than its image, or values that are no mask.
+        ModelError: If the model is not a CLIP, or there are no samples, no damaged ones or no normal ones.
+        ProposalError: If a mask differs from its image in size, or has values that are not a mask's.
     """
     tower = getattr(backbone, "tower", None)
     if tower is None:
-        raise ModelError(f"model '{backbone.name}' is no CLIP; adapters need words and patches in one space")
+        raise ModelError(f"model '{backbone.name}' is not a CLIP; adapters need words and patches in one space")
     numbers = layers_at(layers, tower.depth)
     side = min(tower.image_size)
     looks = [_look(backbone, tower, one, index, numbers, (side, side)) for index, one in enumerate(samples)]
     bad = sum(bool(look["mask"].any()) for look in looks)
     if not 0 < bad < len(looks):
-        raise ModelError(f"{len(looks)} samples, {bad} of them damaged: adapters need sound and damaged ones")
+        raise ModelError(f"{len(looks)} samples, {bad} of them damaged: adapters need normal and damaged ones")
     data = {key: [look[key] for look in looks] for key in looks[0]}
     torch.manual_seed(seed)
     static = (states or States()).prototypes(backbone.encode_text, item).to(backbone.device)
@@ -112,7 +113,7 @@ def train_adapters(
 def _logits(
     adapters: Adapters, prompts: LearnedPrompts, turn: int, picked: dict[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image and map logits of one adapter."""
+    """Return the image and map logits of one adapter."""
     if turn == 0:
         image, patch = adapters.visual(picked["image"], picked["patch"])
         return adapters.margin(image, adapters.static), adapters.margin(patch, adapters.static)
@@ -127,7 +128,7 @@ def _logits(
 def _look(
     backbone: Backbone, tower: Any, sample: Sample, index: int, layers: tuple[int, ...], size: tuple[int, int]
 ) -> dict[str, Any]:
-    """Everything the adapters read of one image, at the trained size, and its mask at that size."""
+    """Compute everything the adapters read of one image at the training size, and its mask at that size."""
     rgb, normal = read_image(sample.image), read_image(sample.normal)
     mask = image_mask(sample.mask, rgb.shape[:2], index)
     fed = fit_size(*size, min(size), backbone.patch_size)
@@ -151,7 +152,7 @@ def _look(
 
 
 def _stack(values: list[Any]) -> Any:
-    """Tensors stacked, lists of tensors stacked place by place."""
+    """Stack tensors, or stack lists of tensors element by element."""
     if isinstance(values[0], torch.Tensor):
         return torch.stack(values)
     return [torch.stack(list(place)) for place in zip(*values, strict=True)]

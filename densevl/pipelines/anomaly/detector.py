@@ -1,4 +1,4 @@
-"""`AnomalyDetector`: an image to an anomaly map, by words alone or against a few normal images."""
+"""`AnomalyDetector`: from an image to an anomaly map, by words alone or against a few normal images."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ from densevl.pipelines.settings import checked, load
 from densevl.recipes.tower import Tower
 from densevl.weights import require_finite
 
-LEFT_OUT = 32  # normal images that are scored against the others, for the spread of normal scores
-WINDOWS = 4  # times the work of a plain pass that an image is, seen through windows and compared with a memory
+LEFT_OUT = 32  # normal images scored against the others, to estimate the spread of normal scores
+WINDOWS = 4  # work per image relative to a plain pass, with windows and comparison with a memory
 Batch = tuple[list[str | None], list[np.ndarray], torch.Tensor]
-"""Sources, uint8 RGB images and the pixels (B, 3, H, W) they are fed as."""
+"""Sources, uint8 RGB images, and the pixels (B, 3, H, W) fed to the model."""
 
 
 class AnomalyDetector:
-    """Anomaly maps with one model and one scoring; call it with an image.
+    """Anomaly detection with one model and one scoring. Call it with an image.
 
     Examples:
         >>> detect = AnomalyDetector("mini", item="tile")
@@ -83,26 +83,26 @@ class AnomalyDetector:
         """Load the model.
 
         Args:
-            model: a name as `load_backbone` takes it, or a loaded `Backbone`.
+            model: a name for `load_backbone`, or a loaded `Backbone`.
             scoring: "winclip", "dense", "streams", "dino", "patchcore", "adaptclip", or a `Scoring`.
-            item: what is looked at, a singular noun: "tile", "metal nut".
+            item: what the images show, as a singular noun: "tile", "metal nut".
             options: fields of the scoring to change, such as {"windows": "shared", "scales": (2, 3, 4)}.
             weights: a checkpoint file, if `model` names an architecture or config.
-            states: words for sound and damaged, or two vectors in their place (2, E); None takes our words, see
-                `States.parse`.
-            size: the short side is resized to this many pixels, keeping the ratio, and both sides to whole patches;
-                None takes the size the model was trained at. A pair is height and width, whatever the ratio.
-            tile: images fed larger than this many pixels go through the model in overlapping squares of this side, for
-                small damage on large images; give the side the model was trained at. None takes them whole.
+            states: words for normal and damaged, or two vectors in their place (2, E); None takes the default words,
+                see `States.parse`.
+            size: the short side in pixels to resize to, keeping the aspect ratio; both sides are rounded to whole
+                patches. None takes the training size of the model. A pair sets height and width.
+            tile: images fed larger than this many pixels go through the model in overlapping squares of this side, to
+                find small damage on large images; use the training size of the model. None takes images whole.
             proxy: a `Proxy`, or its name for `load_proxy`, whose features are remembered instead of the model's.
-            adapters: trained by `train_adapters` for this backbone, or their file, for scoring "adaptclip".
-            device: "cpu", "cuda"; None chooses.
-            precision: of the image tower's linear layers, as `Segmenter` takes it.
+            adapters: adapters trained by `train_adapters` for this backbone, or their file, for scoring "adaptclip".
+            device: "cpu" or "cuda"; None chooses.
+            precision: of the image tower's linear layers, as for `Segmenter`.
 
         Raises:
-            ModelError, WeightsError, MissingExtraError: the model cannot be loaded, or has no use for words.
-            RecipeError: an unknown or impossible scoring.
-            OptionError: a value that a setting cannot have.
+            ModelError, WeightsError, MissingExtraError: If the model cannot be loaded, or cannot use words.
+            RecipeError: If the scoring is unknown or impossible.
+            OptionError: If a setting has a value it does not accept.
         """
         self.scoring = get_scoring(scoring, **(options or {}))
         self.states, self.item = States.parse(states), item
@@ -113,13 +113,13 @@ class AnomalyDetector:
         tower: Tower | None = getattr(self.backbone, "tower", None)
         if tower is None and (self.scoring.is_textual or "windows" in self.scoring.memory):
             raise ModelError(
-                f"model '{self.backbone.name}' is no CLIP, so words and windows tell nothing; take a CLIP model "
+                f"model '{self.backbone.name}' is not a CLIP, so it cannot score words or windows; take a CLIP model "
                 "such as 'mini' or ViT-B-16-plus-240/laion400m_e32, or scoring='dino' with normal images"
             )
         if self.proxy is not None and self.scoring.text == "adapters":
             raise RecipeError("adapters were trained on the model's own patches; leave the proxy out")
         if self.proxy is not None and "patch" not in self.scoring.memory:
-            raise RecipeError(f"scoring '{self.scoring.name}' remembers no patches, so it has no use for a proxy")
+            raise RecipeError(f"scoring '{self.scoring.name}' remembers no patches, so it does not use a proxy")
         trained = fitting_adapters(adapters, self.backbone, self.scoring)
         if trained is not None:  # the query adapter reads the blocks it was trained on
             plain = {"stage": "block", "around": 1, "joined": False, "metric": "cosine"}
@@ -143,7 +143,7 @@ class AnomalyDetector:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know about the word for the item, if words have a say, a sentence each."""
+        """What the user should know about the word for the item, if words are used, one sentence each."""
         named = self.scoring.is_textual and self.item != THING and not self.states.directions
         return self.backbone.doubts([self.item]) if named else ()
 
@@ -152,7 +152,7 @@ class AnomalyDetector:
 
     @property
     def prototypes(self) -> torch.Tensor:
-        """What the words say: (2, E) float32 unit rows, normal and anomalous."""
+        """Embeddings of the words: (2, E) float32 unit rows, normal and anomalous."""
         if self._prototypes is None:
             self._prototypes = self.states.prototypes(self.backbone.encode_text, self.item)
         return self._prototypes
@@ -161,29 +161,29 @@ class AnomalyDetector:
         """Score one image: a path, PIL image, uint8 RGB (H, W, 3), ...; see `densevl.images.read_image`.
 
         Raises:
-            ImageError: unreadable.
-            ModelError: the scoring needs normal images and has none.
+            ImageError: If the image is unreadable.
+            ModelError: If the scoring needs normal images and has none.
         """
         return next(self.many([image]))
 
     def many(
         self, images: Any, *, batch: int | None = None, on_error: OnError | None = None
     ) -> Iterator[AnomalyResult]:
-        """Score many images, in order; neighbours of one fed size share a pass, and are read ahead by a thread.
+        """Score many images, in order. Consecutive images of equal size share a pass; a thread reads them ahead.
 
-        No result depends on another image of the pass.
+        No result depends on the other images of its pass.
 
         Args:
             images: a folder, a path, or an iterable of paths and images.
-            batch: at most so many images share a pass; None takes as many as the device runs fastest.
-            on_error: called with an image that cannot be read, and the error, in its place; None raises there.
+            batch: maximum number of images per pass; None takes what the device runs fastest.
+            on_error: called with an image that cannot be read and the error, in its place; None raises there.
 
         Raises:
-            ImageError: from the iterator, at the place of an image that cannot be read.
-            ModelError: the scoring needs normal images and has none.
+            ImageError: From the iterator, in the place of an unreadable image.
+            ModelError: If the scoring needs normal images and has none.
         """
         self._require_evidence()
-        said: deque[list[str]] = deque()  # of each image that was read; a pass is no result that could hold it
+        said: deque[list[str]] = deque()  # notes about each image read; a pass has no result to hold them
 
         def read(image: Any) -> np.ndarray:
             with collected() as heard:
@@ -213,18 +213,18 @@ class AnomalyDetector:
                 )
 
     def fit(self, normal: Any, *, batch: int | None = None) -> AnomalyDetector:
-        """Remember normal images, and how they score against each other; earlier memories and thresholds go.
+        """Remember normal images, and how they score against each other. Earlier memories and thresholds are dropped.
 
         Args:
-            normal: a folder, a path, or an iterable of paths and images; at least one.
+            normal: a folder, a path, or an iterable of paths and images; at least one image.
 
         Raises:
-            ImageError: none, or unreadable.
-            RecipeError: the scoring remembers nothing.
+            ImageError: If there are no images, or one is unreadable.
+            RecipeError: If the scoring has no memory.
         """
         if not self.scoring.memory:
-            raise RecipeError(f"scoring '{self.scoring.name}' remembers nothing; give it memory=('patch', 'windows')")
-        seen: list[list[Looked]] = []  # for each image its views
+            raise RecipeError(f"scoring '{self.scoring.name}' has no memory; give it memory=('patch', 'windows')")
+        seen: list[list[Looked]] = []  # the views of each image
         names: list[str] = []
         last = torch.empty(0)
         for sources, _, last in self._batches(normal, batch):
@@ -239,7 +239,7 @@ class AnomalyDetector:
         self.scorer.masked = bool(masks) and all(bool(shows_object(mask)) for mask in masks)
         self.memories = remember(seen, self.scoring, self.scorer.masked)
         self.references, self.thresholds = tuple(names), None
-        if len(names) == 1:  # a lone reference is what varied copies of it are compared with
+        if len(names) == 1:  # a single reference is compared with varied copies of itself
             plain = remember([looks], self.scoring, self.scorer.masked)
             looks = [
                 self.scorer.look(view, with_memory=True)
@@ -255,17 +255,17 @@ class AnomalyDetector:
         """Set thresholds that at most a share `fpr` of normal images, and of their pixels, is expected to exceed.
 
         Args:
-            fpr: above 0, below 1. With n normal images nothing finer than 1 / (n + 1) can be had for images: then
-                the threshold is their largest score.
-            images: normal images that were not fitted, as `fit` takes them; None judges each fitted image (up to 32)
-                by the others, and a lone one by copies of itself, mirrored, shifted and relit, which is optimistic.
+            fpr: above 0, below 1. With n normal images the image threshold cannot be finer than 1 / (n + 1); below
+                that it is their largest score.
+            images: normal images that were not fitted, as for `fit`. None scores each fitted image (up to 32) by the
+                others. A single one is scored by copies of itself (mirrored, shifted and relit), which is optimistic.
 
         Raises:
-            OptionError: an impossible fpr.
-            ModelError: no normal images at hand.
+            OptionError: If `fpr` is impossible.
+            ModelError: If there are no normal images.
         """
         if not 0 < fpr < 1:
-            raise OptionError(f"fpr is {fpr}: it is a share between 0 and 1, such as 0.01")
+            raise OptionError(f"fpr is {fpr}: it must be a share between 0 and 1, such as 0.01")
         if images is not None:
             results = list(self.many(images, batch=batch))
             if not results:
@@ -283,8 +283,8 @@ class AnomalyDetector:
         """Write the fitted detector as PATH.safetensors and PATH.json.
 
         Raises:
-            ModelError: nothing was fitted or calibrated.
-            OutputError: the disk refuses.
+            ModelError: If nothing was fitted or calibrated.
+            OutputError: If the files cannot be written.
         """
         if not self.is_fitted and self.thresholds is None:
             raise ModelError("nothing to save yet: call fit(...) or calibrate(images=...) first")
@@ -315,12 +315,12 @@ class AnomalyDetector:
         """Read a saved detector.
 
         Args:
-            path: with or without an ending. model: None loads the one it was saved with, by name. proxy: likewise.
-            options: `weights`, `device`, `precision` and `adapters`, as the constructor takes them.
+            path: with or without an extension. model: None loads the one it was saved with, by name. proxy: the same.
+            options: `weights`, `device`, `precision` and `adapters`, as for the constructor.
 
         Raises:
-            WeightsError: damaged files, or a backbone or proxy with other weights than the one it was fitted with.
-            ModelError: the model cannot be loaded.
+            WeightsError: If files are damaged, or the backbone or proxy has other weights than when it was fitted.
+            ModelError: If the model cannot be loaded.
         """
         memories, prototypes, facts = storage.read(path)
         with storage.SAVED.sense(path):
@@ -345,7 +345,7 @@ class AnomalyDetector:
         return detector
 
     def facts(self) -> dict[str, Any]:
-        """All that decides a result besides the image, what was fitted included; ready for JSON."""
+        """Return everything that affects a result besides the image, including fitted state, ready for JSON."""
         tensors = (
             (f"{level}.{name}", rows)
             for level, memory in sorted(self.memories.items())
@@ -374,7 +374,7 @@ class AnomalyDetector:
         }
 
     def _learn_spread(self, normal: list[tuple[Looked, dict[str, NearestMemory]]]) -> None:
-        """Score normal images, each by memories that do not hold it."""
+        """Score normal images, each against memories that do not contain it."""
         apart = [self.scorer.distance(look, memories) for look, memories in normal]
         texts = [look.text for look, _ in normal if look.text is not None]
         self.scorer.spread = Spread.of(texts, apart)
@@ -390,7 +390,7 @@ class AnomalyDetector:
         on_error: OnError | None = None,
         read: Callable[[Any], np.ndarray] = read_image,
     ) -> Iterator[Batch]:
-        """Sources, uint8 images and normalised pixels (B, 3, H, W), neighbours of one fed size together."""
+        """Yield sources, uint8 images and normalised pixels (B, 3, H, W), batching consecutive images of equal size."""
 
         def size(rgb: np.ndarray) -> tuple[int, int]:
             if isinstance(self.size, int):
@@ -406,13 +406,13 @@ class AnomalyDetector:
         def share(rgb: np.ndarray) -> float:
             return 1 / batch_size(batch, self.backbone.device, WINDOWS * math.prod(size(rgb)))
 
-        batch_size(batch, self.backbone.device, 1)  # an impossible one fails at once
+        batch_size(batch, self.backbone.device, 1)  # a bad value fails at once
         return many(each_image(images), read, run, share=share, on_error=on_error)
 
     def _require_evidence(self) -> None:
         if not (self.is_fitted or self.scoring.is_textual):
             raise ModelError(
-                f"scoring '{self.scoring.name}' compares with normal images and has none: call fit(...) with some first"
+                f"scoring '{self.scoring.name}' compares with normal images, but none are fitted: call fit(...) first"
             )
 
     def _meta(self, source: str | None, seconds: float) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Photos to dense features, and points in space to labels by the photos that see them."""
+"""Dense features of photos."""

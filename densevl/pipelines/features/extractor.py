@@ -1,4 +1,4 @@
-"""`FeatureExtractor`: photos to dense features at any layer and spacing, ready for other programs."""
+"""`FeatureExtractor`: dense features of photos at any layer and spacing, for other programs."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from densevl.vocabulary.text_classifier import TextClassifier
 from densevl.weights import require_finite
 
 LARGEST = 2**30
-"""Bytes of one map."""
+"""Limit of one map in bytes."""
 PATCH = "patch"
 WORDS = frozenset({"templates", "text", "text_side", "background", "presence", "refine", "banks"})
-"""Facts of a segmenter that features do not depend on."""
+"""Facts of a segmenter that do not affect features."""
 
 
 class FeatureExtractor:
-    """Dense features with one model and one recipe; call it with an image.
+    """Dense features with one model and one recipe. Call it with an image.
 
     Examples:
         >>> features = FeatureExtractor("mini", stride=8)
@@ -76,28 +76,28 @@ class FeatureExtractor:
         """Load the model.
 
         Args:
-            layer: None is what the recipe makes, in the joint space of image and text; else the tokens after this block
-                of the image tower, as it was trained: 1 is the first, 0 what enters it, -1 the last. They have the
-                tower's width, are not normalised, and no words are near to them.
-            stride: pixels of the photo from cell to cell, or "patch" for one cell a patch. The grid covers the photo,
-                so the step is the nearest that divides it.
-            size: cells in place of a stride, (h, w), or one number for both.
-            scales: sizes of the photo relative to the protocol's, 0.25..4; features of all are averaged.
+            layer: None takes the recipe's output, in the joint space of image and text. Otherwise the tokens after this
+                block of the unchanged image tower: 1 is the first, 0 the input of the blocks, -1 the last. These have
+                the tower's width, are not normalised, and cannot be compared with words.
+            stride: pixels of the photo between cells, or "patch" for one cell per patch. The grid covers the photo, so
+                the actual step is the nearest that divides it.
+            size: number of cells instead of a stride, (h, w), or one number for both.
+            scales: sizes of the photo relative to the protocol's, 0.25..4. Features are averaged over them.
             dtype: "float16" or "float32", of the result.
-            model, recipe, weights, protocol, proxy, proxy_scope, sam, proposals, device, precision, compat: as
-                `Segmenter` takes them.
+            model, recipe, weights, protocol, proxy, proxy_scope, sam, proposals, device, precision, compat: as for
+                `Segmenter`.
 
         Raises:
-            ModelError, WeightsError, MissingExtraError, RecipeError, ProtocolError: as `Segmenter`. RecipeError also
-                where scores depend on the words, so that there are no features.
-            OptionError: no such layer, or a value that a setting cannot have.
+            ModelError, WeightsError, MissingExtraError, RecipeError, ProtocolError: As for `Segmenter`. RecipeError is
+                also raised if scores depend on the words, so that there are no features.
+            OptionError: If there is no such layer, or a setting has a value it does not accept.
         """
         self.stride, self.size = _stride(stride), _size(size)
         if self.size is not None and stride != PATCH:
             raise OptionError(f"stride {stride!r} and size {size!r} both say how many cells there are; give one")
         asked = {"recipe": recipe, "proxy": proxy, "sam": sam, "proposals": proposals}
         if layer is not None and (extra := next((name for name in asked if asked[name] is not None), None)):
-            raise OptionError(f"a layer is read of the tower as it was trained; leave {extra} out")
+            raise OptionError(f"layers are those of the unchanged image tower; leave {extra} out")
         one_of(dtype, DTYPES, "dtype", OptionError)
         self.dtype = dtype
         self._segment = Segmenter(
@@ -125,32 +125,33 @@ class FeatureExtractor:
 
     @hearing
     def __call__(self, image: Any, *, regions: Any = None) -> DenseMap:
-        """Features of one image.
+        """Compute the features of one image.
 
         Args:
-            image: as `densevl.images.read_image` takes it. regions: for recipes that read segments, see `Segmenter`.
+            image: any that `densevl.images.read_image` accepts. regions: for recipes that read segments, see
+                `Segmenter`.
 
         Raises:
-            ImageError: unreadable, or the map would take more than 1 GiB; the message names the stride that fits.
-                ProposalError, RecipeError: regions that do not fit, or are needed.
+            ImageError: If it is unreadable, or the map would exceed 1 GiB; the message names a stride that fits.
+            ProposalError, RecipeError: If regions do not fit, or are missing.
         """
         return self._run(image, read_image(image), regions)
 
     def many(self, images: Iterable[Any], *, on_error: OnError | None = None) -> Iterator[DenseMap]:
-        """Features of many images, in order; each is that of a call with its image. See `Segmenter.many`."""
+        """Compute the features of many images, in order, as a call does for each. See `Segmenter.many`."""
         return one_by_one(images, read_image, self._run, on_error=on_error)
 
     def facts(self) -> dict[str, Any]:
-        """All that decides a map besides the photo, ready for JSON."""
+        """Return everything that affects a map besides the photo, ready for JSON."""
         own = {name: value for name, value in self._segment.facts().items() if name not in WORDS}
         grid = {"stride": self.stride, "size": list(self.size) if self.size else None}
         return {**own, "layer": self.layer, **grid, "dtype": self.dtype}
 
     def cells(self, photo: tuple[int, int]) -> tuple[int, int]:
-        """How many cells (h, w) a photo of (H, W) has.
+        """Return the number of cells (h, w) for a photo of (H, W).
 
         Raises:
-            ImageError: too many to be held.
+            ImageError: If the map would exceed the limit.
         """
         if self.size is not None:
             found = self.size
@@ -182,7 +183,7 @@ class FeatureExtractor:
         require_finite(found, f"features of model '{self.backbone.name}'")
         features = found.numpy().astype(self.dtype)
         if not np.isfinite(features).all():
-            raise ImageError("tokens of this layer are too large for float16; take dtype='float32' (--dtype float32)")
+            raise ImageError("values of this layer exceed float16; take dtype='float32' (--dtype float32)")
         own = self.facts()
         meta = {
             "versions": {"densevl": __version__},
@@ -199,7 +200,7 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def _tokens(self, pixels: torch.Tensor, windows: WindowGrid, hints: Hints) -> tuple[torch.Tensor, WindowGrid]:
-        """Tokens of the layer at all windows, (1, Y, X, D) float32."""
+        """Return tokens of the layer at all windows, (1, Y, X, D) float32."""
         parts = []
         for part in windows.batches(pixels, windows_a_pass(self.backbone, windows)):
             trunk = self._trunk(part)
@@ -218,7 +219,7 @@ class FeatureExtractor:
 
 
 def _decoded(tokens_YXE: torch.Tensor, plan: DecodePlan) -> torch.Tensor:
-    """Tokens of all windows on a grid of cells: (h, w, E)."""
+    """Interpolate tokens of all windows to a grid of cells: (h, w, E)."""
     rows, cols = plan.rows.matrix.to(tokens_YXE), plan.cols.matrix.to(tokens_YXE)
     return torch.einsum("yi,ixe->yxe", rows, torch.einsum("xj,ije->ixe", cols, tokens_YXE))
 
@@ -232,7 +233,7 @@ def _stride(stride: Any) -> int | str:
         return stride
     if _count(stride):
         return int(stride)
-    raise OptionError(f"stride is {stride!r}; it is a number of pixels of at least 1, or '{PATCH}'")
+    raise OptionError(f"stride is {stride!r}; it must be a number of pixels of at least 1, or '{PATCH}'")
 
 
 def _size(size: Any) -> tuple[int, int] | None:
@@ -240,7 +241,7 @@ def _size(size: Any) -> tuple[int, int] | None:
         return None
     pair = (size, size) if isinstance(size, Integral) else tuple(size) if isinstance(size, Sequence) else ()
     if len(pair) != 2 or not all(map(_count, pair)):
-        raise OptionError(f"size is {size!r}; it is how many cells there are, (h, w), or one number for both")
+        raise OptionError(f"size is {size!r}; it must be the number of cells, (h, w), or one number for both")
     return int(pair[0]), int(pair[1])
 
 
@@ -251,7 +252,7 @@ def _count(value: Any) -> bool:
 def _layer(layer: Any, backbone: Backbone) -> int:
     depth = getattr(getattr(backbone, "tower", None), "depth", 0)
     if not depth:
-        raise OptionError(f"model '{backbone.name}' has no blocks to read a layer of; leave layer out")
+        raise OptionError(f"model '{backbone.name}' has no blocks, so there are no layers to read; leave layer out")
     if not isinstance(layer, Integral) or isinstance(layer, bool) or not -depth <= int(layer) <= depth:
         raise OptionError(f"layer is {layer!r}; the tower has {depth} blocks: 0 to {depth}, or -1 for the last")
     return int(layer) + depth + 1 if layer < 0 else int(layer)

@@ -1,4 +1,4 @@
-"""`DenseMap`: dense features of one photo, where they lie, and words compared with them."""
+"""`DenseMap`: dense features of one photo, their grid, and their cosines with words."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from densevl.vocabulary.text_classifier import TextClassifier
 from densevl.weights import require_finite
 
 FORMATS: Mapping[str, str] = {"npy": ".npy", "safetensors": ".safetensors", "zarr": ".zip"}
-"""Formats of files, and how their names end."""
+"""File extensions by format."""
 DTYPES = ("float16", "float32")
 TENSOR = "features"
 FEATURES = Kind("dense map", DensevlError, "save it again")
@@ -35,15 +35,15 @@ FEATURES = Kind("dense map", DensevlError, "save it again")
 class DenseMap:
     """Dense features of a photo on a regular grid that covers it.
 
-    Cell (i, j) is read at x = (j + 0.5) * W / w, y = (i + 0.5) * H / h, in pixels from the photo's upper left
-    corner, so that pixel (0, 0) is centred at (0.5, 0.5).
+    Cell (i, j) is sampled at x = (j + 0.5) * W / w, y = (i + 0.5) * H / h, in pixels from the photo's upper left
+    corner. Pixel (0, 0) is centred at (0.5, 0.5).
 
     Attributes:
         features: (h, w, E) float16 or float32. Without a layer they are means of unit vectors in the joint space of
-            image and text, not normalised again: their products with unit text rows are the photo's scores.
+            image and text, not normalised again: products with unit text rows are the photo's scores.
         size: (H, W) of the photo in pixels.
-        meta: what made it. warnings: a sentence each.
-        text: of the model that made it, None for one that was read from a file.
+        meta: what it was made with. warnings: one sentence each.
+        text: text classifier of the model that made it; None if the map was read from a file.
     """
 
     features: npt.NDArray[np.floating[Any]]
@@ -54,19 +54,19 @@ class DenseMap:
 
     @property
     def pitch(self) -> tuple[float, float]:
-        """Pixels from cell to cell, down and across."""
+        """Pixels between cells, down and across."""
         return self.size[0] / self.features.shape[0], self.size[1] / self.features.shape[1]
 
     def score(self, labels: Any, *, model: str | Backbone | None = None) -> npt.NDArray[np.float32]:
-        """Cosines of the labels: (C, h, w) float32, of several words for a label the highest.
+        """Return cosines with the labels: (C, h, w) float32. A label with several words has their maximum.
 
         Args:
-            labels: as `LabelSet.parse` takes them. model: whose features these are; None takes the one that made the
-                map, or for a map read from a file loads the model that its JSON names.
+            labels: as for `LabelSet.parse`. model: the model of these features. None takes the one that made the map;
+                for a map read from a file, it loads the model named in its JSON.
 
         Raises:
-            LabelError: unusable labels.
-            ModelError: features of a layer, or another model's; or it cannot be loaded.
+            LabelError: If the labels are unusable.
+            ModelError: If these are features of a layer or of another model, or the model cannot be loaded.
         """
         asked = LabelSet.parse(labels)
         text = self._text(model).encode(asked)
@@ -78,12 +78,12 @@ class DenseMap:
         return found.permute(2, 0, 1).contiguous().numpy()
 
     def at(self, places_N2: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Features at places (N, 2), x and y in pixels, interpolated bilinearly: (N, E) float32.
+        """Interpolate features bilinearly at places (N, 2), x and y in pixels: (N, E) float32.
 
-        Beyond the centres of the outermost cells their values are repeated.
+        Outside the centres of the outermost cells, their values are repeated.
 
         Raises:
-            OptionError: places of another form, or NaN.
+            OptionError: If the places have another shape, or contain NaN.
         """
         h, w = self.features.shape[:2]
         try:
@@ -103,7 +103,7 @@ class DenseMap:
         return ((1 - b) * upper + b * lower).astype(np.float32)
 
     def grid(self) -> dict[str, Any]:
-        """Where the cells lie, ready for JSON; places are in pixels from the photo's upper left corner."""
+        """Describe the grid of cells, ready for JSON. Coordinates are in pixels from the photo's upper left corner."""
         (down, across), (h, w, width) = self.pitch, self.features.shape
         return {
             "rows": h,
@@ -114,15 +114,15 @@ class DenseMap:
         }
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
-        """Write the features, and a JSON of the same stem that says where the cells lie and what made them.
+        """Write the features, and a JSON of the same stem that describes the grid and what made them.
 
         Args:
             path: ends in .npy, .safetensors (tensor "features") or .zip (one Zarr array, for
                 `zarr.storage.ZipStore`).
 
         Raises:
-            OutputError: another ending, or the disk refuses.
-            MissingExtraError: zarr is not installed.
+            OutputError: If the extension is another one, or the files cannot be written.
+            MissingExtraError: If zarr is needed and not installed.
         """
         stem, form = _parted(path)
         facts = {
@@ -141,50 +141,50 @@ class DenseMap:
         """Read what `save` wrote.
 
         Raises:
-            DensevlError: missing, damaged, or of another kind.
-            MissingExtraError: zarr is not installed.
+            DensevlError: If a file is missing, damaged, or of another kind.
+            MissingExtraError: If zarr is needed and not installed.
         """
         stem, form = _parted(FEATURES.path(path))
         facts = from_json(stem.with_name(f"{stem.name}.json"), ("grid", "dtype", "sha256"))
         features = _READERS[form](Path(path))
         with FEATURES.sense(path, inner=True):
             grid, size = facts["grid"], facts["size"]
-            told = (grid["rows"], grid["columns"], grid["width"]), facts["dtype"]
-            if (features.shape, str(features.dtype)) != told or facts["dtype"] not in DTYPES:
+            claimed = (grid["rows"], grid["columns"], grid["width"]), facts["dtype"]
+            if (features.shape, str(features.dtype)) != claimed or facts["dtype"] not in DTYPES:
                 raise ValueError(f"its features are {features.dtype} {features.shape}, not what its JSON says")
             if digest.of_bytes(np.ascontiguousarray(features).tobytes()) != facts["sha256"]:
-                raise ValueError("its features are not those that its JSON was saved with")
+                raise ValueError("its features do not match the checksum in its JSON")
             require_finite(torch.from_numpy(features), "its features")
         return cls(features, (size["height"], size["width"]), facts["meta"], tuple(facts["warnings"]))
 
     def _axes(self) -> tuple[tuple[int, float, int], tuple[int, float, int]]:
-        """For x and y: the column of places, the pitch and the number of cells."""
+        """Return for x and y: the column in places, the pitch and the number of cells."""
         (down, across), (h, w) = self.pitch, self.features.shape[:2]
         return (0, across, w), (1, down, h)
 
     def _text(self, model: str | Backbone | None) -> TextClassifier:
         if self.meta["layer"] is not None:
             raise ModelError(
-                f"these are tokens of layer {self.meta['layer']}, which no words are near to; leave layer out for "
-                "features that words are compared with"
+                f"these are tokens of layer {self.meta['layer']}, which cannot be compared with words; leave layer out "
+                "for features that can"
             )
         if model is None and self.text is not None:
             return self.text
         backbone = model if isinstance(model, Backbone) else load_backbone(model or self.meta["model"])
         if fitted.fingerprint(backbone) != self.meta["weights"]:
             raise ModelError(
-                f"the features are of other weights than those of model '{backbone.name}'; give the model that made "
+                f"the features were made with weights other than those of '{backbone.name}'; give the model that made "
                 f"them ('{self.meta['model']}') with model="
             )
         return TextClassifier(backbone)
 
 
 def require_format(form: str) -> None:
-    """Refuse a format that cannot be written, before any work.
+    """Refuse a format that cannot be written, before any work is done.
 
     Raises:
-        OptionError: no such format.
-        MissingExtraError: its package is not installed.
+        OptionError: If there is no such format.
+        MissingExtraError: If its package is not installed.
     """
     one_of(form, FORMATS, "format", OptionError)
     if form == "zarr":
@@ -192,12 +192,14 @@ def require_format(form: str) -> None:
 
 
 def _parted(path: str | os.PathLike[str]) -> tuple[Path, str]:
-    """A path without its ending, and the format that the ending says."""
+    """Return a path without its extension, and the format of that extension."""
     text = os.fspath(path)
     for form, ending in FORMATS.items():
         if text.endswith(ending) and Path(text).name != ending:
             return Path(text.removesuffix(ending)), form
-    raise OutputError(f"a dense map is no {shown(path)}: give a name that ends in {', '.join(FORMATS.values())}")
+    raise OutputError(
+        f"a dense map cannot be named {shown(path)}: give a name that ends in {', '.join(FORMATS.values())}"
+    )
 
 
 def _npy(features: npt.NDArray[Any]) -> bytes:

@@ -1,1 +1,1 @@
-"""A few examples beside the words."""
+"""Classify by a few examples together with words."""

@@ -1,4 +1,4 @@
-"""Captions of example images, for head "tipx": a sentence for each, from a mapping or a JSON file {image: caption}."""
+"""Captions of example images for head "tipx": one sentence each, from a mapping or a JSON file {image: caption}."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ SAVED = Kind("file of captions", LabelError, "write a JSON object, {image: capti
 
 
 def read_captions(given: Mapping[str, str] | str | os.PathLike[str]) -> dict[str, str]:
-    """Captions by path or name of image.
+    """Return captions by path or file name of the image.
 
     Raises:
-        LabelError: none, no JSON object, or a caption that is empty or no text.
+        LabelError: If there are none, it is not a JSON object, or a caption is empty or not text.
     """
     content = dict(given) if isinstance(given, Mapping) else read_json(given, SAVED)
     if not content:
         raise LabelError("no captions: give {image: caption}")
     for image, caption in content.items():
         if not isinstance(caption, str) or not caption.strip():
-            raise LabelError(f"the caption of {short(str(image))} is {short(str(caption))!r}: a sentence is wanted")
+            raise LabelError(f"the caption of {short(str(image))} is {short(str(caption))!r}: it must be a sentence")
     return {str(image): caption.strip() for image, caption in content.items()}
 
 
 def of_images(images: Sequence[Any], captions: Mapping[str, str]) -> list[str]:
-    """The caption of each image, which is found by its path, or else by its file's name.
+    """Return the caption of each image, found by its path or else its file name.
 
     Raises:
-        LabelError: an image that is no file, or has no caption.
+        LabelError: If an image is not a file, or has no caption.
     """
     found = []
     for image in images:
@@ -52,7 +52,7 @@ def of_images(images: Sequence[Any], captions: Mapping[str, str]) -> list[str]:
 
 
 def caption_rows(backbone: Backbone, captions: Sequence[str]) -> torch.Tensor:
-    """Unit rows (N, E) of captions, embedded as they are; long ones by all their windows."""
+    """Embed captions without templates as unit rows (N, E). Long captions use all their windows."""
     unique = {caption.casefold(): caption for caption in captions}
     numbers = {key: number for number, key in enumerate(unique)}
     labels = LabelSet(tuple(map(str, range(len(unique)))), tuple((caption,) for caption in unique.values()))

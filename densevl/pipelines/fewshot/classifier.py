@@ -1,4 +1,4 @@
-"""`FewShot`: a few examples beside the words, for images, regions or pixels."""
+"""`FewShot`: classify images, regions or pixels by words and a few examples."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ from densevl.results import SegmentationResult
 from densevl.vocabulary import LabelSet, TextOptions
 
 OWN: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    # Places are many, and those of one image are alike: a ridge that does not fade, centres instead of all keys.
+    # Pixels give many features, and those of one image are similar: a ridge that does not fade, centres for all keys.
     "pixel": {"gda": {"floor": 0.1}, "tip": {"keep": 64}, "tipx": {"keep": 64}, "ape": {"keep": 64}}
 }
-"""Settings of heads that a level has of its own."""
+"""Settings of heads whose defaults differ for a level."""
 WORDLESS = ("exemplars", "nearest")
-"""Heads that need no words where all classes have examples."""
+"""Heads that need no words if all classes have examples."""
 
 
 class FewShot(Learner):
-    """Words and a few examples together name images, regions or pixels; classes without examples stay with their words.
+    """Classify images, regions or pixels by words and a few examples. Classes without examples are judged by words.
 
     Examples:
         >>> name = FewShot("mini", "gda").fit({"cat": "cats/", "dog": ["a.png", "b.png"], "fish": []})
@@ -91,33 +91,33 @@ class FewShot(Learner):
 
         Args:
             model, recipe, weights, templates, text, background, presence, protocol, proxy, proxy_scope, sam, refine,
-                device, precision, compat, use_cache: as `Segmenter` takes them. Background words compete as classes
-                without examples, but not for whole images. Of `text`, descriptors and a
-                transform that reads no image.
+                device, precision, compat, use_cache: as for `Segmenter`. Background words compete as classes without
+                examples, except for whole images. `text` may have descriptors and a transform that reads no image.
             head: "gda", "tip", "tipx", "ape", "nearest", "exemplars", "linear", "adapter", "prolip" or "prompt"; see
+                `densevl.fewshot`.
                 `densevl.fewshot`.
             level: "image", "region" or "pixel": what examples are, and what is named.
             options: settings of the head, such as {"alpha": 0.5}.
-            operator, operator_options, proposals: for regions, as `RegionClassifier` takes operator, options and
-                proposals. None proposes nothing.
+            operator, operator_options, proposals: for regions, as for `RegionClassifier` (operator, options and
+                proposals). None proposes nothing.
             coverage: a token is an example for pixels if its class covers at least this share of it (0..1).
-            tokens: at most so many are taken of an image and class.
-            guided: for whole images: so many of the likeliest classes are ranked anew by crops, each where the dense
-                map of its words has it (GC-CLIP); `regions` of the result are the boxes. None looks once. presence of a
-                class is likewise told by that map, where background words compete: one that is nowhere in the image
-                gets no probability.
+            tokens: maximum number of tokens taken per image and class.
+            guided: for whole images: rank this many of the likeliest classes again by crops, cut where the dense map of
+                the words shows each class (GC-CLIP). The result's `regions` are the crops' boxes. None does not. With
+                `presence`, that map also decides which classes are present, and background words compete in it: an
+                absent class gets no probability.
 
         Raises:
-            ModelError: the model cannot be loaded, is no CLIP or lacks what the head trains.
-            RecipeError: a recipe whose features depend on the words.
-            OptionError: a value that a setting cannot have.
+            ModelError: If the model cannot be loaded, is not a CLIP, or lacks what the head trains.
+            RecipeError: If the recipe's features depend on the words.
+            OptionError: If a setting has a value it does not accept.
         """
         self.level, self.head = level, head
         self.settings = {**OWN.get(level, {}).get(head, {}), **(options or {})}
         if text is not None and not (text.one_row and text.parents == "none"):
-            told = "a transform that reads the photo" if text.needs_features else "template_weights or parents"
+            named = "a transform that reads the photo" if text.needs_features else "template_weights or parents"
             raise OptionError(
-                f"{told}: whole images and few-shot heads have one row a class for all images; of text take "
+                f"{named}: whole images and few-shot heads use one row per class for all images; of text take only "
                 "descriptors, or a transform that reads no image"
             )
         refinement.parse(refine, upsampling=False)
@@ -141,17 +141,19 @@ class FewShot(Learner):
         )
         self.backbone = self.segmenter.backbone
         if head == "prompt" and text is not None and text != TextOptions():
-            raise OptionError("head 'prompt' says names in contexts of its own; leave descriptors and transform out")
+            raise OptionError(
+                "head 'prompt' learns its own contexts for the names; leave descriptors and transform out"
+            )
         if head == "prompt" and level != "image" and self.settings.get("views"):
-            raise OptionError(f"views are other looks at whole images, and this is level '{level}'; leave them out")
+            raise OptionError(f"views are for whole images, and this is level '{level}'; leave them out")
         if head == "prompt" and level != "image" and self.settings.get("vision"):
             raise OptionError(
                 f"vision is for level 'image', not '{level}', whose places are read by recipes; leave it out"
             )
         if head == "prompt" and level == "pixel" and self.settings.get("conditioned"):
             raise OptionError(
-                "conditioned gives every feature rows of its own, and a photo has thousands of places: each would be a "
-                "pass of the text tower; take level 'image' or 'region', or leave conditioned out"
+                "conditioned computes rows for each feature, and a photo has thousands of places, each a pass of the "
+                "text tower; take level 'image' or 'region', or leave conditioned out"
             )
         for name, value in (("operator", operator), ("operator_options", operator_options), ("proposals", proposals)):
             if value is not None and level != "region":
@@ -161,12 +163,14 @@ class FewShot(Learner):
         self.guided = guided
         self.has_words = self.segmenter.recipe is not None
         if not self.has_words and (guided, presence if level == "image" else None) != (None, None):
-            raise ModelError(f"model '{self.backbone.name}' has no words for places, by which guided and presence look")
+            raise ModelError(
+                f"model '{self.backbone.name}' cannot compare places with words, as guided and presence need"
+            )
         if not self.has_words and not (level == "image" and head in WORDLESS):
             raise ModelError(
-                f"model '{self.backbone.name}' is no CLIP whose patches a recipe reads, and examples and words are "
-                "compared there: take one (--model ViT-B-16/openai), or 'mini' for drawings. Without one, words find "
-                f"things in photos (densevl segment), and examples name whole images (head {' or '.join(WORDLESS)})"
+                f"model '{self.backbone.name}' is not a CLIP whose patches a recipe reads, which this level or head "
+                "needs: take one (--model ViT-B-16/openai), or 'mini' for drawings. Without one, words find things in "
+                f"photos (densevl segment), and examples name whole images (head {' or '.join(WORDLESS)})"
             )
         self._projection = projection_of(self.backbone) if head == "prolip" else None
         self._build()  # impossible settings fail before the first example
@@ -182,25 +186,25 @@ class FewShot(Learner):
     def __call__(
         self, image: Any, labels: Labels | None = None, **regions: Any
     ) -> Classification | RegionResult | SegmentationResult:
-        """Name an image, regions of it, or every pixel.
+        """Classify an image, regions of it, or every pixel.
 
         Args:
             image: path, PIL image, numpy (H, W, 3) uint8 RGB, or torch (3, H, W).
-            labels: the classes, for whole images without any examples: words alone (zero-shot).
-            regions: for level "region" one of regions, boxes, rle and points, as `RegionClassifier` takes them;
-                without, the proposer finds some. For level "image" boxes, x0, y0, x1, y1 in pixels, right and bottom
-                exclusive, each of which is judged as an image of its own.
+            labels: the classes, for whole images by words alone (zero-shot), without any examples.
+            regions: for level "region" one of regions, boxes, rle and points, as for `RegionClassifier`; without them
+                the proposer finds regions. For level "image" boxes, x0, y0, x1, y1 in pixels, right and bottom
+                exclusive, each judged as an image of its own.
 
         Returns:
-            For images a `Classification`; for regions a `RegionResult`; for pixels a `SegmentationResult`, made as
-            `Segmenter` does, with the head in place of text scores.
+            A `Classification` for images, a `RegionResult` for regions, and a `SegmentationResult` for pixels, made as
+            by `Segmenter`, with the head's scores in place of text scores.
 
         Raises:
-            ModelError: nothing fitted.
-            OptionError: regions or labels for another level.
-            ImageError: unreadable.
-            ProposalError: regions or boxes that do not fit.
-            LabelError: unusable labels.
+            ModelError: If nothing was fitted.
+            OptionError: If regions or labels are for another level.
+            ImageError: If the image is unreadable.
+            ProposalError: If regions or boxes do not fit.
+            LabelError: If the labels are unusable.
         """
         asked, features = self._asked(labels), self.features
         if isinstance(features, RegionFeatures):
@@ -221,18 +225,18 @@ class FewShot(Learner):
         batch: int | None = None,
         on_error: OnError | None = None,
     ) -> Iterator[Classification | RegionResult | SegmentationResult]:
-        """Name many images, in order, as a call names each; whole images go through the tower together.
+        """Classify many images, in order, as a call does for each. Whole images share passes of the tower.
 
         Args:
-            images: as a call takes them; they are read ahead by a thread. labels: as for a call, for all of them.
-            batch: at most so many whole images share a pass; None takes as many as the device runs fastest.
-            on_error: called with an image that cannot be read, and the error, in its place; None raises there.
+            images: any that a call accepts; a thread reads them ahead. labels: as for a call, for all images.
+            batch: maximum number of whole images per pass; None takes what the device runs fastest.
+            on_error: called with an image that cannot be read and the error, in its place; None raises there.
 
         Raises:
-            ImageError: from the iterator, at the place of an image that cannot be read. Else as a call.
+            ImageError: From the iterator, in the place of an unreadable image. Other errors are raised as by a call.
         """
         asked, features = self._asked(labels), self.features
-        batch_size(batch, self.backbone.device, 1)  # an impossible one fails at once
+        batch_size(batch, self.backbone.device, 1)  # a bad value fails at once
         if isinstance(features, RegionFeatures):
             return one_by_one(
                 images, read_image, lambda image, rgb: named_regions(self, features, image, {}, rgb), on_error=on_error
@@ -250,43 +254,46 @@ class FewShot(Learner):
         )
 
     def _asked(self, labels: Labels | None) -> LabelSet | None:
-        """The labels of words alone; None where something was fitted.
+        """Return the labels for classification by words alone; None if something was fitted.
 
         Raises:
-            ModelError: nothing was fitted, and there are no labels.
-            OptionError: labels that cannot be.
+            ModelError: If nothing was fitted, and there are no labels.
+            OptionError: If labels cannot be given here.
         """
         if labels is None:
             self.fitted()
             return None
         if self.heads or self.level != "image":
-            why = "the classes are those that were fitted" if self.heads else "words alone are for level 'image'"
-            use = {"region": "; RegionClassifier names regions by them", "pixel": "; Segmenter labels pixels by them"}
-            raise OptionError(f"labels are left out: {why}{'' if self.heads else use[self.level]}")
+            why = "the classes are the fitted ones" if self.heads else "words alone are for level 'image'"
+            other = {"region": "; use RegionClassifier for regions", "pixel": "; use Segmenter for pixels"}
+            raise OptionError(f"leave labels out: {why}{'' if self.heads else other[self.level]}")
         if not self.has_words:
-            raise ModelError(f"model '{self.backbone.name}' is no CLIP: it has no words for whole images; take one")
+            raise ModelError(
+                f"model '{self.backbone.name}' is not a CLIP: it cannot compare whole images with words; take one"
+            )
         return LabelSet.parse(labels)
 
     def encode(self, image: Any) -> Encoded:
-        """A photo as the model sees it, for level "pixel": `fit` and a call take it in place of the photo, at once.
+        """Encode a photo for level "pixel". `fit` and calls accept the result in place of the photo.
 
         Args:
-            image: as a call takes it.
+            image: any that a call accepts.
 
         Raises:
-            OptionError: another level.
-            ImageError: unreadable.
+            OptionError: At another level.
+            ImageError: If the image is unreadable.
         """
         return self._places().encode(image)
 
     def show(self, image: Any, label_map: Any, names: Sequence[str]) -> Shown:
-        """What an example of level "pixel" shows; `fit` takes it in place of the example, and reads nothing anew.
+        """Encode an example of level "pixel". `fit` accepts the result in place of the example.
 
         Args:
-            image, label_map, names: as `fit` takes them.
+            image, label_map, names: as for `fit`.
 
         Raises:
-            OptionError: another level. ImageError, ProposalError: as `fit`.
+            OptionError: At another level.
+            ImageError, ProposalError: As for `fit`.
         """
         return self._places().show(image, label_map, names)
 
@@ -296,10 +303,10 @@ class FewShot(Learner):
         return self.features
 
     def adapted(self) -> Backbone:
-        """The model with the projection that head "prolip" trained; any words can be asked of it, in any pipeline.
+        """Return the model with the projection trained by head "prolip". Any pipeline can use it with any words.
 
         Raises:
-            ModelError: another head, or nothing fitted.
+            ModelError: If the head is another one, or nothing was fitted.
         """
         self.fitted()
         (head,) = self.heads.values() if self.head == "prolip" else [None]
@@ -308,11 +315,11 @@ class FewShot(Learner):
         return with_projection(self.backbone, head.projection)  # type: ignore[attr-defined]
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
-        """Write what was learned as PATH.safetensors and PATH.json; the model stays where it is.
+        """Write what was learned as PATH.safetensors and PATH.json, without the model.
 
         Raises:
-            ModelError: nothing fitted.
-            OutputError: the disk refuses.
+            ModelError: If nothing was fitted.
+            OutputError: If the files cannot be written.
         """
         self.fitted()
         return fewshot_files.save(Path(path), self)
@@ -330,17 +337,17 @@ class FewShot(Learner):
         """Read what `save` wrote.
 
         Args:
-            path: with or without an ending. model: None loads the one it was fitted with, by name. recipe, proxy:
-                likewise. given: proposals, refine, weights, device and use_cache, as the constructor takes them.
+            path: with or without an extension. model: None loads the one it was fitted with, by name. recipe, proxy:
+                the same. given: proposals, refine, weights, device and use_cache, as for the constructor.
 
         Raises:
-            WeightsError: damaged files, or a model, recipe or proxy that is not the one it was fitted with.
-            ModelError: the model cannot be loaded.
+            WeightsError: If files are damaged, or the model, recipe or proxy is not the one it was fitted with.
+            ModelError: If the model cannot be loaded.
         """
         return fewshot_files.load(cls, path, model, recipe, proxy, given)
 
     def _look(self, operator: Any, options: Any, proposals: Any) -> ImageFeatures | RegionFeatures | PixelFeatures:
-        """Where features come from; for "prolip" they are those before the projection."""
+        """Return the source of features. For "prolip" they are taken before the projection."""
         encoder = self.backbone
         if self._projection is not None:
             encoder = with_projection(encoder, torch.eye(len(self._projection)))

@@ -1,4 +1,4 @@
-"""What a person said of photos, and COCO: written, and read again."""
+"""Corrections that a person made on photos, written as COCO and read again."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from densevl.rle import class_runs, coco_segmentation
 from densevl.saved import Kind
 
 Mask = npt.NDArray[np.bool_]
-SAVED = Kind("labelling session", LabelError, "save it anew")
+SAVED = Kind("labelling session", LabelError, "save it again")
 
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What a person said of some pixels of a photo.
+    """A label that a person gave to some pixels of a photo.
 
     Attributes:
-        name: of the class, or "nothing". vector: (D,) float32, what the pixels look like; see `looks`.
+        name: of the class, or "nothing". vector: (D,) float32, the appearance of the pixels; see `looks`.
     """
 
     photo: str
@@ -37,12 +37,12 @@ class Correction:
 
     @classmethod
     def of(cls, photo: str, name: str, mask: Mask, vector: torch.Tensor) -> Correction:
-        """Of a mask, bool (H, W)."""
+        """Create a correction from a mask, bool (H, W)."""
         return cls(photo, name, mask.shape, vector, zlib.compress(np.packbits(mask).tobytes(), 1))
 
     @property
     def mask(self) -> Mask:
-        """Bool (H, W)."""
+        """The corrected pixels, bool (H, W)."""
         bits = np.frombuffer(zlib.decompress(self._packed), np.uint8)
         return np.unpackbits(bits, count=self.size[0] * self.size[1]).reshape(self.size).astype(bool)
 
@@ -50,7 +50,7 @@ class Correction:
 def coco_rows(
     labels: npt.NDArray[np.integer[Any]], image: int, own: list[str], names: list[str], *, corrected: bool
 ) -> list[dict[str, Any]]:
-    """COCO's rows for the classes `own` of a map; category ids are those of `names`."""
+    """Return COCO annotations for the classes `own` of a map. Category ids are those of `names`."""
     height, width = labels.shape
     return [
         {
@@ -69,11 +69,11 @@ def coco_rows(
 def coco_session(
     said: Iterable[tuple[str, str, Mask]], found: Mapping[str, npt.NDArray[np.integer[Any]]], names: list[str]
 ) -> dict[str, Any]:
-    """What a session says, as COCO: what was said, in order, then what was found, each class once a photo.
+    """Return a session as COCO: the corrections in order, then what was found, one annotation per class and photo.
 
     Args:
-        said: photo, class and mask (H, W) of each correction. found: the labels (H, W) of each photo where nothing was
-            said, numbers of `names`, of which the last is none of the classes.
+        said: photo, class and mask (H, W) of each correction. found: for each photo the labels (H, W) of pixels without
+            corrections, as indices of `names`, whose last one means none of the classes.
     """
     numbers = {name: number for number, name in enumerate(found)}
     rows: list[dict[str, Any]] = []
@@ -92,7 +92,7 @@ def coco_session(
 
 
 def corrected(content: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, str, Mask]]:
-    """Photo, name and mask of each correction in a saved session, of the photos whose sizes are given."""
+    """Yield the photo, name and mask of each correction in a saved session, for photos whose sizes are given."""
     names = {row["id"]: str(row["name"]) for row in content["categories"]}
     files = {row["id"]: str(row["file_name"]) for row in content["images"]}
     for row in content["annotations"]:

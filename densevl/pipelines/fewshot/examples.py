@@ -1,4 +1,4 @@
-"""Examples and words in the form in which heads learn from them: features, class numbers, weights, and rows of words.
+"""Convert examples and words to what heads learn from: features, class numbers, weights, and rows of words.
 
 Shape letters: N features, C classes, D width of features.
 """
@@ -22,17 +22,17 @@ from densevl.vocabulary import NOTHING, LabelSet
 from densevl.vocabulary.parsing import short
 from densevl.vocabulary.text_classifier import TextEmbeddings
 
-GROUND = "background"  # the word for what examples show to be nothing, where there are no background words
+GROUND = "background"  # stands for pixels that examples mark as nothing, if there are no background words
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """What examples show.
+    """Features of examples.
 
     Attributes:
-        names: of all classes. features: (N, D) float32 by kind. owners: (N,) int64, the number of each one's class.
-        weights: (N,) float32. places: (N,) which of all features without labels these are; None where all have some.
-        pictures: of whole images, a hash of each.
+        names: of all classes. features: (N, D) float32 by kind. owners: (N,) int64, class index of each feature.
+        weights: (N,) float32. places: (N,) indices among all unlabelled features; None if all have labels.
+        pictures: one hash per whole image.
     """
 
     names: tuple[str, ...]
@@ -55,17 +55,17 @@ class Examples:
         """Encode examples of some classes.
 
         Args:
-            examples: as `FewShot.fit` takes them. known: classes that may show no feature, for they have others.
+            examples: as for `FewShot.fit`. known: classes that may show no feature, because they have others.
             some: whether there must be an example.
 
         Raises:
-            LabelError: no examples, a class that is not in `names`, or one none of whose pixels fill a token.
+            LabelError: If there are no examples, a class is not in `names`, or none of its pixels fill a token.
         """
         none = not some and isinstance(examples, (Mapping, list, tuple)) and not examples
         for name in features.named(examples) if not none else ():
             if name not in names:
                 near = suggest(name, names)
-                raise LabelError(f"'{short(name)}' is named by the examples and is no label{near}; add it to labels")
+                raise LabelError(f"'{short(name)}' has examples but is not a label{near}; add it to labels")
         parts = list(features.rows(examples)) if not none else []
         owners = [name for part in parts for name in part.owners]
         lost = [name for part in parts for name in part.names if name not in {*owners, *known}]
@@ -95,15 +95,15 @@ class Examples:
         count: int | None,
         projection: torch.Tensor | None = None,
     ) -> Self:
-        """Features of images without labels, named by words; see `fewshot.pseudo`.
+        """Label features of unlabelled images by words; see `fewshot.pseudo`.
 
-        Of several kinds of feature the first is what words are compared with.
+        If there are several kinds of feature, words are compared with the first.
 
         Args:
-            text: rows of the classes, then of what is none. projection: leads features to the joint space.
+            text: rows of the classes, then of none of them. projection: maps features to the joint space.
 
         Raises:
-            LabelError: nothing that words name as one of the classes.
+            LabelError: If words name nothing as one of the classes.
         """
         parts = list(features.unnamed(images))
         found = {kind: torch.cat([part[kind] for part in parts]) for kind in features.scales if parts}
@@ -114,21 +114,21 @@ class Examples:
         labels = pseudo_labels(how, rows, text, scale=features.scales[kind], count=count).labels
         kept = ((labels >= 0) & (labels < len(names))).nonzero().flatten()
         if not len(kept):
-            raise LabelError(f"none of {len(rows)} features is likest one of the labels: name what the images show")
+            raise LabelError(f"none of {len(rows)} features is nearest to one of the labels: name what the images show")
         few = {kind: rows[kept] for kind, rows in found.items()}
         return cls(names, few, labels[kept], torch.ones(len(kept), device=kept.device), kept)
 
     @property
     def counts(self) -> Counter[str]:
-        """How many there are of each class."""
+        """Number of features of each class."""
         return Counter(self.names[index] for index in self.owners.tolist())
 
 
 def text_rows(segmenter: Segmenter, level: str, labels: LabelSet, *, shown: bool) -> torch.Tensor:
-    """Unit rows of words (C + K, D), a class each; then, but for whole images, those of what is no class.
+    """Return unit rows of words (C + K, D), one per class, then, except for whole images, those of no class.
 
     Args:
-        shown: examples show what is no class: it has one row then, the mean of the background words.
+        shown: whether examples show what is no class. It then has one row, the mean of the background words.
     """
     text = class_rows(_embedded(segmenter, labels, shown), len(labels))
     if level == "image":
@@ -140,7 +140,7 @@ def text_rows(segmenter: Segmenter, level: str, labels: LabelSet, *, shown: bool
 
 
 def row_strings(segmenter: Segmenter, level: str, labels: LabelSet, *, shown: bool) -> list[list[str]]:
-    """The strings of each row of `text_rows`, which takes the same."""
+    """Return the strings of each row of `text_rows`, which has the same arguments."""
     text = _embedded(segmenter, labels, shown)
     classes = [list(words) for words in labels.synonyms]
     rest = [query for query, owner in zip(text.queries, text.classes.tolist(), strict=True) if owner == NOTHING]
@@ -157,14 +157,16 @@ def _embedded(segmenter: Segmenter, labels: LabelSet, shown: bool) -> TextEmbedd
 
 
 def no_words(examples: Examples, model: str, known: Collection[str] = ()) -> torch.Tensor:
-    """Rows (C, D) of words that say nothing, for a model that has none. Args: known: classes that have examples.
+    """Return zero rows (C, D) in place of words, for a model without words. `known`: classes that have examples.
 
     Raises:
-        LabelError: a class without examples.
+        LabelError: If a class has no examples.
     """
     taught = {*examples.counts, *known}
     missing = next((name for name in examples.names if name not in taught), None)
     if missing is not None:
-        raise LabelError(f"'{short(missing)}' has no examples, and model '{model}' has no words for whole images")
+        raise LabelError(
+            f"'{short(missing)}' has no examples, and model '{model}' cannot compare whole images with words"
+        )
     rows = examples.features["image"]
     return rows.new_zeros(len(examples.names), rows.shape[1])

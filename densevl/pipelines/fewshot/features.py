@@ -1,4 +1,4 @@
-"""Where few-shot heads get their features from: whole images, regions or places, and what examples of each look like.
+"""Compute the features that few-shot heads learn from: of whole images, regions or places.
 
 Shape letters: N features, D their width, R regions, Y/X tokens of all windows.
 """
@@ -37,18 +37,18 @@ from densevl.regions.embedded import RegionEmbeddings
 from densevl.regions.operators.dense import unit_features
 from densevl.vocabulary.parsing import short
 
-BATCH = 32  # images that are read together
+BATCH = 32  # images read together
 WANTED = "give a folder with one folder of images for each class, named after it"
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """What one example shows.
+    """Features of one example.
 
     Attributes:
-        names: of the classes in it. features: (N, D) float32 by kind of feature, possibly none of a class.
-        owners: the class of each feature. weights: (N,) float32 of each.
-        pictures: of whole images, a hash of each.
+        names: classes in it. features: (N, D) float32 by kind of feature; a class may have none.
+        owners: the class of each feature. weights: (N,) float32, one per feature.
+        pictures: one hash per whole image.
     """
 
     names: list[str]
@@ -60,11 +60,11 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A photo as a model sees it, for places: it stands wherever the photo would, and is not encoded again.
+    """A photo encoded for level "pixel". It is accepted wherever the photo is, and is not encoded again.
 
     Attributes:
         rgb: uint8 (H, W, 3), the photo. features: (Y, X, D) float32, unit rows of the tokens of all windows.
-        windows: where they lie.
+        windows: their positions.
     """
 
     rgb: np.ndarray
@@ -73,32 +73,32 @@ class Encoded:
 
 
 class Features(ABC):
-    """Attributes: scales: what text cosines of each kind of feature are multiplied by, by its name."""
+    """Base class of feature sources. Attributes: scales: factor of text cosines, by kind of feature."""
 
     scales: dict[str, float]
 
     @abstractmethod
     def named(self, examples: Any) -> list[str]:
-        """The names in examples, each once, in the order of their first; nothing is encoded.
+        """Return the class names in examples, in order of first appearance. Nothing is encoded.
 
         Raises:
-            LabelError: they are not of this level's form.
+            LabelError: If the examples do not have this level's form.
         """
 
     @abstractmethod
     def rows(self, examples: Any) -> Iterator[Shown]:
-        """Encode examples one after the other."""
+        """Encode examples one by one."""
 
     @abstractmethod
     def unnamed(self, images: Sequence[Any]) -> Iterator[dict[str, torch.Tensor]]:
-        """Features (N, D) by kind of images of which nothing is known, some images after others."""
+        """Yield features (N, D) by kind for unlabelled images, a few images at a time."""
 
 
 class ImageFeatures(Features):
-    """Whole images; examples are {name: images}.
+    """Features of whole images. Examples are {name: images}.
 
-    Attributes: pixels: of one, as it is fed. plain: the model. look: what embeds; the model, or it as a head learned to
-    look.
+    Attributes: pixels: number of pixels fed per image. plain: the model. look: what embeds: the model, or the model
+    with the vision prompts that a head learned.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -109,7 +109,7 @@ class ImageFeatures(Features):
 
     def named(self, examples: Any) -> list[str]:
         if not isinstance(examples, Mapping):
-            raise LabelError("examples of images are {name: images}, a folder, paths or arrays by class")
+            raise LabelError("examples of images must be {name: images}, with a folder, paths or arrays for each class")
         if not examples:
             raise LabelError(
                 "{} holds no examples: give {name: images}; words alone name images without fit, by a call with labels"
@@ -129,7 +129,7 @@ class ImageFeatures(Features):
             yield {"image": self.embed([read_image(image) for image in images[at : at + BATCH]])}
 
     def views(self, images: Sequence[Any], count: int, seed: int) -> torch.Tensor:
-        """(N, V, D) float32: `count` other looks at each image."""
+        """Return features of `count` random views of each image: (N, V, D) float32."""
         rng = np.random.default_rng(seed)
         pictures = (read_image(image) for image in images)
         return torch.stack([self.embed([view(rgb, rng) for _ in range(count)]) for rgb in pictures])
@@ -139,7 +139,7 @@ class ImageFeatures(Features):
         return torch.stack([own for image in images for own in whole_pictures(self.look, [read_image(image)])])
 
     def embed(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
-        """(N, D) float32; pictures are resized to the trained size without a crop, so that no rim is lost."""
+        """Embed pictures as (N, D) float32. They are resized without a crop, so that no border is lost."""
         return embed_images(self.look, pictures)
 
 
@@ -149,18 +149,18 @@ def picture(rgb: np.ndarray) -> str:
 
 
 def cut_out(rgb: np.ndarray, box: Sequence[int]) -> np.ndarray:
-    """The pixels of a box, as `box_edges` gives it, of a uint8 RGB image."""
+    """Crop a uint8 RGB image to a box from `box_edges`."""
     left, top, right, bottom = box
     return np.ascontiguousarray(rgb[top:bottom, left:right])
 
 
 def by_folder(root: str | os.PathLike[str]) -> dict[str, list[Any]]:
-    """Images by class from a folder of folders, as `FewShot.fit` takes them for whole images.
+    """List images by class from a folder of folders, in the form `FewShot.fit` takes for whole images.
 
     An empty folder is a class without examples, known by its words alone.
 
     Raises:
-        ImageError: no folder of folders, all of them empty, or one with other files alone.
+        ImageError: If there is no folder of folders, all are empty, or one holds only other files.
     """
     folder = Path(root)
     if not folder.is_dir():
@@ -180,7 +180,7 @@ def _filled(folder: Path) -> bool:
 
 
 class RegionFeatures(Features):
-    """Regions of photos; examples are (image, masks or boxes, a name for each)."""
+    """Features of regions. Examples are (image, masks or boxes, a name for each)."""
 
     def __init__(self, classify: RegionClassifier) -> None:
         self.classify = classify

@@ -1,4 +1,4 @@
-"""Segments of a photo, given or proposed: for recipes that stay within them or pool over them, and for votes inside."""
+"""Segments of a photo, given or proposed, for recipes that work or pool within them, and for votes inside them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from densevl.proposals.maps import segment_map
 from densevl.recipes import Hints
 
 MINI = "mini-sam"
-PROPOSED_SIDE = 256  # long side at which masks are proposed: four times finer than the model draws them
-COLOUR_SIDE = 512  # at which those are that follow colours
+PROPOSED_SIDE = 256  # long side for proposing masks: four times the resolution of the model's masks
+COLOUR_SIDE = 512  # the same for proposers that follow colours
 BY_COLOUR = ("superpixels", "felzenszwalb")
 
 Proposer = Callable[[np.ndarray], Any]
-"""uint8 RGB (H, W, 3) to anything `Segments.parse` takes."""
+"""Takes uint8 RGB (H, W, 3) and returns anything that `Segments.parse` accepts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +31,9 @@ class Segments:
     """Segments of one photo.
 
     Attributes:
-        ids: (H, W) int64 segment map, 0 where no segment is; where masks overlap, the smaller has the pixel.
+        ids: (H, W) int64 segment map, 0 where there is no segment. Where masks overlap, the smaller one has the pixel.
         masks: (M, H, W) bool if they were given as masks, else None.
-        clustered: whether they are the recipe's own clusters of patches, which nobody asked for.
+        clustered: whether they are the recipe's own clusters of patches, which were not requested.
     """
 
     ids: torch.Tensor
@@ -42,14 +42,14 @@ class Segments:
 
     @classmethod
     def parse(cls, given: Any, size: tuple[int, int], *, proposed: bool = False) -> Segments:
-        """Read regions of a photo.
+        """Parse regions of a photo.
 
         Args:
-            given: an (H, W) integer map, 0 or less where no segment is; else masks, boxes, RLE or `Proposals`, which
-                may overlap, as `proposals.given` takes them. size: (H, W) of the photo. proposed: there may be none.
+            given: an (H, W) integer map, 0 or less where there is no segment; or masks, boxes, RLE or `Proposals`,
+                which may overlap, as for `proposals.given`. size: (H, W) of the photo. proposed: may be empty.
 
         Raises:
-            ProposalError: none of these, no regions, or those of another photo.
+            ProposalError: If it is none of these, has no regions, or belongs to another photo.
         """
         form = form_of(given, size)
         if form == "segments":
@@ -60,23 +60,23 @@ class Segments:
             return cls(torch.zeros(size, dtype=torch.int64))
         if not len(regions):
             raise ProposalError(
-                f"there are no regions; for this photo give an integer segment map {tuple(size)}, 0 where no segment "
-                f"is, or masks (M, {size[0]}, {size[1]})"
+                f"there are no regions; for this photo give an integer segment map {tuple(size)}, 0 outside of "
+                f"segments, or masks (M, {size[0]}, {size[1]})"
             )
         on_top = regions.segment_map().astype(np.int64)
         return cls(torch.from_numpy(on_top), torch.from_numpy(regions.masks()))
 
     def __len__(self) -> int:
-        """How many segments there are."""
+        """Return the number of segments."""
         return len(self.masks) if self.masks is not None else int((self.ids.unique() > 0).sum())
 
     @property
     def electorates(self) -> torch.Tensor:
-        """As `majority_vote` takes them: masks, or the map with -1 where no segment is."""
+        """The segments for `majority_vote`: masks, or the map with -1 where there is no segment."""
         return self.masks if self.masks is not None else torch.where(self.ids > 0, self.ids, -1)
 
     def hints(self, hints: Hints, reads: frozenset[str], size: tuple[int, int], device: torch.device) -> Hints:
-        """Hints with the segments in the form that a recipe reads, for an image of this size."""
+        """Add the segments to the hints in the form that a recipe reads, for an image of this size."""
         if "regions" in reads:
             hints = replace(hints, regions=self.at(size, as_masks=False).to(device))
         if "masks" in reads:
@@ -84,9 +84,9 @@ class Segments:
         return hints
 
     def at(self, size: tuple[int, int], *, as_masks: bool) -> torch.Tensor:
-        """A batch of one at another size, read at the nearest pixel: (1, H, W) int64, or masks (1, M, H, W) bool.
+        """Resample to another size at the nearest pixel, as a batch of one: (1, H, W) int64 or (1, M, H, W) bool.
 
-        Where there are no segments, one mask without a pixel stands for them.
+        Without segments, the masks are one empty mask.
         """
         rows, cols = (
             torch.from_numpy(((np.arange(new) + 0.5) * old / new).astype(int))
@@ -101,21 +101,21 @@ class Segments:
         return _each(self.ids[rows[:, None], cols], self.ids)[None]
 
     def masks_array(self) -> np.ndarray:
-        """The segments as bool masks (M, H, W)."""
+        """Return the segments as bool masks (M, H, W)."""
         return (self.masks if self.masks is not None else _each(self.ids, self.ids)).numpy()
 
 
 def _each(ids: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """Where each segment of `of` lies in ids (h, w): bool (M, h, w)."""
+    """Return a mask in `ids` (h, w) for each segment of `of`: bool (M, h, w)."""
     names = of.unique()
     return ids == names[names > 0][:, None, None]
 
 
 def proposer(spec: str | Proposer | None) -> Proposer | None:
-    """A way to segment any photo: one of `proposals.NAMES` that needs nothing else, a callable as it is, or None.
+    """Return a function that segments any photo: one of `proposals.NAMES` that needs no input, the callable, or None.
 
     Raises:
-        ModelError, MissingExtraError: no such proposer, or it cannot be loaded.
+        ModelError, MissingExtraError: If there is no such proposer, or it cannot be loaded.
     """
     if spec is None or callable(spec):
         return spec
@@ -124,20 +124,20 @@ def proposer(spec: str | Proposer | None) -> Proposer | None:
 
 
 def whole_things(name: str) -> Any:
-    """A loaded proposer by name, one whose masks split few objects.
+    """Load a proposer by name, with settings that split few objects.
 
     Raises:
-        ModelError, MissingExtraError: no such proposer, or it cannot be loaded.
+        ModelError, MissingExtraError: If there is no such proposer, or it cannot be loaded.
     """
     from densevl.proposals import load_proposer
 
-    # Box overlap, as in the generator that SAM comes with, leaves fewer masks that split an object.
+    # Duplicates by box overlap, as in SAM's own generator, leave fewer masks that split an object.
     settings: dict[str, Any] = {"duplicates": "box"} if name == MINI else {}
     return load_proposer(name, **settings)
 
 
 def proposed(find: Proposer, rgb: np.ndarray) -> np.ndarray:
-    """The segments that a proposer sees in a photo made small: int64 (H, W), 0 where none is, the smaller on top."""
+    """Propose segments in a small copy of a photo: int64 (H, W), 0 where there is none, the smaller on top."""
     height, width = rgb.shape[:2]
     side = COLOUR_SIDE if getattr(find, "name", "") in BY_COLOUR else PROPOSED_SIDE
     size = (height, width) if max(height, width) <= side else keep_ratio_size(height, width, side, side)

@@ -1,4 +1,4 @@
-"""`Words`: the text side of a `Segmenter`, which regions share: vocabularies to vectors, and what to say of them."""
+"""`Words`: the text side of a `Segmenter`, shared with regions. It embeds vocabularies and writes their warnings."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ KEPT_VOCABULARIES = 16
 
 
 class Words:
-    """A backbone's text classifier, those of banks beside it, and the last few vocabularies that they encoded.
+    """A backbone's text classifier, those of banks, and the last few vocabularies that they encoded.
 
     Attributes:
-        classifier: fills the templates. of_banks: those for the values of banks, in order.
+        classifier: fills the templates. of_banks: classifiers for the values of banks, in order.
     """
 
     def __init__(
@@ -36,21 +36,21 @@ class Words:
         whole: Callable[[np.ndarray], torch.Tensor],
         of_banks: Sequence[TextClassifier] = (),
     ) -> None:
-        """Keep them.
+        """Store the classifiers.
 
         Args:
-            whole: dense features (D, h, w) of a uint8 RGB photo, for text options that read them.
+            whole: returns dense features (D, h, w) of a uint8 RGB photo, for text options that read them.
         """
         self._backbone, self.classifier, self._whole = backbone, classifier, whole
         self.of_banks = tuple(of_banks)
         self._kept: dict[tuple[TextClassifier, LabelSet, Background], TextEmbeddings] = {}
 
     def embed(self, labels: LabelSet, policy: Background) -> TextEmbeddings:
-        """Labels and background words as unit vectors."""
+        """Embed labels and background words as unit vectors."""
         return self.embedded(self.classifier, labels, policy)
 
     def embedded(self, classifier: TextClassifier, labels: LabelSet, policy: Background) -> TextEmbeddings:
-        """What a classifier makes of a vocabulary, kept for the photos to come."""
+        """Embed a vocabulary with a classifier. The result is cached for the next photos."""
         key = (classifier, labels, policy)
         if key not in self._kept:
             if len(self._kept) >= KEPT_VOCABULARIES:
@@ -59,7 +59,7 @@ class Words:
         return self._kept[key]
 
     def for_photo(self, rgb: np.ndarray, labels: LabelSet, policy: Background) -> TextEmbeddings:
-        """The embeddings that suit one uint8 RGB photo: those of the vocabulary, but where text options read it."""
+        """Return the embeddings for one uint8 RGB photo: the vocabulary's, unless text options read the photo."""
         options = self.classifier.options
         if not (options.needs_image or policy.scenes):
             return self.embed(labels, policy)
@@ -71,12 +71,12 @@ class Words:
         return self.classifier.for_image(text, image_D, self._whole(rgb) if options.needs_features else None)
 
     def _with_places(self, policy: Background, labels: LabelSet, image_D: torch.Tensor) -> Background:
-        """A policy with the places that an image chooses among its words."""
+        """Return a policy with the places that an image chooses among its words."""
         if not policy.scenes:
             return policy
         if self._backbone.default_recipe is None:
             raise OptionError(
-                f"model '{self._backbone.name}' compares no whole image with words, which background 'scenes' needs"
+                f"model '{self._backbone.name}' does not compare whole images with words, as background 'scenes' needs"
             )
         free = policy.free_places([*labels.words, *labels.negatives, *labels.names])
         rows = self.embed(LabelSet(free, tuple((place,) for place in free)), Background()).vectors
@@ -84,22 +84,22 @@ class Words:
         return replace(policy, words=(*policy.words, *(free[at] for at in best.tolist())), scenes=0)
 
     def require_alone(self) -> None:
-        """Refuse text options that read each photo, for what compares words with many at once.
+        """Refuse text options that read each photo, for code that compares words with many photos at once.
 
         Raises:
-            OptionError: there are some.
+            OptionError: If there are such options.
         """
         if not self.classifier.options.one_row:
             raise OptionError(
-                "these text options read each photo, and here words are compared with many; leave them out"
+                "these text options read each photo, and here words are compared with many photos; leave them out"
             )
 
     def warnings(
         self, labels: LabelSet, policy: Background, rgb: np.ndarray | None = None, taught: Collection[str] = ()
     ) -> tuple[str, ...]:
-        """What the user should know about these words and a uint8 RGB photo, a sentence each.
+        """Return what the user should know about these words and a uint8 RGB photo, one sentence each.
 
-        First what was guessed while the words were read, then what the model does not know or knows weakly.
+        Guesses made when the words were read come first, then words that the model does not know well.
         """
         named = zip(labels.names, labels.synonyms, strict=True)
         words = [word for name, own in named if name not in taught for word in own if not isinstance(word, Prompt)]
@@ -112,22 +112,22 @@ class Words:
                     f"model '{self._backbone.name}' cannot tell {quoted(classes)} apart: it calls all of them "
                     f"'{short(classes[0])}'"
                 )
-        if told := prompted(words, self.classifier.templates):
-            found.append(told)
+        if warning := prompted(words, self.classifier.templates):
+            found.append(warning)
         if len(labels.queries) + len(labels.negatives) + len(policy.words) + policy.scenes == 1 and not (
             policy.unknown or policy.rest
         ):
             found.append(
-                f"'{short(labels.names[0])}' is the only word, so everything is called that; name what else there may "
-                "be, as labels or as background"
+                f"'{short(labels.names[0])}' is the only word, so everything gets that label; name what else may be "
+                "there, as labels or as background"
             )
         if doubled := policy.given & {query.casefold() for query in labels.words}:
             found.append(
                 f"{quoted(sorted(map(short, doubled)))} {'is' if len(doubled) == 1 else 'are'} both label and "
-                "background: the label counts, and the background is without it"
+                "background: only the label counts"
             )
         bare = self.classifier.undescribed(labels)
         if bare:
             listed = ", ".join(short(name) for name in bare[:5]) + ", ..." * (len(bare) > 5)
-            found.append(f"no descriptors for {listed}: embedded by the templates alone")
+            found.append(f"no descriptors for {listed}: embedded with the templates only")
         return (*found, *(remarks.of_picture(self._backbone, rgb) if rgb is not None else ()))
