@@ -166,7 +166,7 @@ def test_what_was_learned_is_no_measure_of_confidence(tiny) -> None:
         made.calibrate({"red": [shown["red"][1].copy(), shown["red"][2], pictures("red", 1)[0]]})
     assert made.calibrate(examples(4), alpha=0.3).calibration.margin is not None
     more = {"red": pictures("red", 1)}
-    with pytest.warns(UserWarning, match="call it again"):
+    with pytest.warns(UserWarning, match="call calibrate again"):
         made.partial_fit(more)
     assert made.calibration.margin is None
     with pytest.raises(OptionError, match="1 of 1 images"):

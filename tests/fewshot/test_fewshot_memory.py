@@ -148,7 +148,7 @@ def test_pairs_that_are_none_are_refused(tiny, folder) -> None:
     (folder / "red0.txt").unlink()
     with pytest.raises(LabelError, match=r"red0\.txt beside it"):
         build_memory(folder, tiny)
-    with pytest.raises(LabelError, match="an image and a sentence"):
+    with pytest.raises(LabelError, match="an image and a caption"):
         build_memory([], tiny)
     with pytest.raises(LabelError, match="none of them empty"):
         build_memory([(folder / "red1.png", " ")], tiny)

@@ -127,7 +127,7 @@ def test_files_of_another_model_or_recipe_or_damaged_ones_are_refused(tiny, fitt
     fitted_ones("gda", "pixel").save(tmp_path / "a")
     with pytest.raises(WeightsError, match="has other weights"):
         FewShot.load(tmp_path / "a", wrap(random_clip(seed=1), "other"))
-    with pytest.raises(WeightsError, match="another make of recipe"):
+    with pytest.raises(WeightsError, match="another variant of recipe"):
         FewShot.load(tmp_path / "a", tiny, recipe=get("vanilla"))
     facts = json.loads((tmp_path / "a.json").read_text())
     for broken in ("{", "[]", json.dumps({**facts, "heads": {"pixel": {}}}), json.dumps({**facts, "recipe": None})):
@@ -278,7 +278,7 @@ BAD = {
     "regions by class": ("region", {"red": [IMAGE]}, {}, LabelError, "list of"),
     "regions without names": ("region", [(IMAGE, BOXES)], {}, LabelError, "list of"),
     "one name for two regions": ("region", [(IMAGE, BOXES, ["red"])], {}, LabelError, "1 names for 2"),
-    "a name in place of names": ("region", [(IMAGE, BOXES, "red")], {}, LabelError, "one string"),
+    "a name in place of names": ("region", [(IMAGE, BOXES, "red")], {}, LabelError, "a single string"),
     "boxes of three numbers": ("region", [(IMAGE, BOXES[:, :3], ["a", "b"])], {}, ProposalError, "boxes|masks|map"),
     "masks of another size": ("region", [(IMAGE, EMPTY[:, 1:], ["a", "b"])], {}, ProposalError, "mask"),
     "an empty mask": ("region", [(IMAGE, EMPTY, ["a", "b"])], {}, ProposalError, "region 1 of 2 holds no pixel"),

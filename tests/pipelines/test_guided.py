@@ -146,7 +146,7 @@ def test_labels_that_are_nowhere_get_no_probability_and_are_named(mini) -> None:
 def test_fitted_heads_are_guided_too(mini) -> None:
     fitted = FewShot(mini, "nearest", guided=2).fit({"wood": SCENE, "snow": SCENE.with_name("snow.png")})
     assert len(fitted(SCENE).regions) == 2
-    with pytest.raises(OptionError, match="calibrate fits what whole images give"):
+    with pytest.raises(OptionError, match="calibrate fits the scores of whole images"):
         fitted.calibrate({"wood": SCENE})
 
 

@@ -218,7 +218,7 @@ def test_coco_holds_each_pixel_once_but_where_a_correction_was_corrected(session
         (lambda s: s.correct("water.png", "x", mask=np.ones((192, 192))), ProposalError, "mask is float64"),
         (lambda s: s.correct("water.png", "x", mask=~boxed((0, 0, 192, 192))), ProposalError, "no pixels"),
         (lambda s: s.correct("water.png", " ", box=HOUSE), LabelError, "empty label"),
-        (lambda s: s.add(PAGE / "water.png"), OptionError, "two photos are called 'water.png'"),
+        (lambda s: s.add(PAGE / "water.png"), OptionError, "a photo 'water.png' is already in the session"),
         (lambda s: s.add("none.png"), ImageError, "none.png"),
         (lambda s: s.restore({"images": 3}), LabelError, "labelling session"),
     ],

@@ -147,7 +147,7 @@ def test_the_part_of_another_model_is_the_box_around_it(tiny) -> None:
 def test_what_cannot_hold_pictures_beside_words_says_so(tiny) -> None:
     mixed = {"a": Example(CAT, box=(10, 20, 60, 90)), "b": "dog"}
     block = BlockSegmenter(tiny, templates="photo", protocol={"crop": 32}, background="none")
-    with pytest.raises(LabelError, match="take either"):
+    with pytest.raises(LabelError, match="use only one kind"):
         block(CAT, mixed)
     with pytest.raises(LabelError, match="words only"):
         Segmenter("photo")(CAT, mixed)

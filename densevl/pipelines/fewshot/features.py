@@ -204,17 +204,17 @@ class RegionFeatures(Features):
             yield {kind: rows[filled.to(rows.device)] for kind, rows in found.vectors.items()}
 
     def embed(self, image: Any, **regions: Any) -> RegionEmbeddings:
-        """The regions of a photo, as `RegionClassifier.embed`."""
+        """Embed the regions of a photo, as `RegionClassifier.embed` does."""
         return self.classify.embed(image, **regions)
 
 
 class PixelFeatures(Features):
-    """Places of photos; examples are (image, label map, names), of which the map holds the numbers, or what `show`
-    made of such. An image may be `Encoded`.
+    """Features of places in photos. Examples are (image, label map, names), where the map holds indices of names, or
+    results of `show`. An image may be `Encoded`.
     """
 
     def __init__(self, segment: Segmenter, backbone: Backbone, coverage: float = COVERAGE, tokens: int = MOST) -> None:
-        """Prepare; `backbone` encodes, all else is as the segmenter does it."""
+        """Prepare. `backbone` encodes; everything else is as the segmenter does it."""
         self._segment, self._backbone = segment, backbone
         self._coverage, self._tokens = coverage, tokens
         self.scales = {"pixel": segment.protocol.logit_scale}
@@ -236,7 +236,7 @@ class PixelFeatures(Features):
             yield {"pixel": rows[spread(len(rows), self._tokens).to(rows.device)]}
 
     def show(self, image: Any, given: Any, names: Sequence[str]) -> Shown:
-        """What one photo with its label map shows."""
+        """Encode one photo with its label map."""
         encoded = self.encode(image)
         labels_HW = class_map(given, names, encoded.rgb.shape[:2])
         labels_YX, share_YX = token_labels(labels_HW, encoded.windows, self._coverage)
@@ -247,14 +247,14 @@ class PixelFeatures(Features):
         return Shown(shown, {"pixel": rows}, owners, share_YX.flatten()[chosen])
 
     def encode(self, image: Any) -> Encoded:
-        """A photo and its features; one that is encoded stays as it is."""
+        """Encode a photo. An encoded photo is returned unchanged."""
         if isinstance(image, Encoded):
             return image
         rgb = read_image(image)
         return Encoded(rgb, *self.embed(rgb))
 
     def embed(self, rgb: np.ndarray) -> tuple[torch.Tensor, WindowGrid]:
-        """Unit features (Y, X, D) of a uint8 RGB photo and the windows they lie on."""
+        """Return unit features (Y, X, D) of a uint8 RGB photo, with their windows."""
         segment = self._segment
         pixels, windows = feed(rgb, self._backbone, segment.protocol)
         hints = Hints(proxy=segment.proxy, sam=segment.sam)
@@ -264,13 +264,13 @@ class PixelFeatures(Features):
 def region_features(
     segment: Segmenter, encoder: Backbone, operator: Any, options: Any, proposals: Any, *, one: bool
 ) -> RegionFeatures:
-    """The features of regions, read as a segmenter reads a photo.
+    """Create the features of regions, with the settings of a segmenter.
 
     Args:
-        operator, options, proposals: as `RegionClassifier` takes them. one: only one operator will do.
+        operator, options, proposals: as for `RegionClassifier`. one: allow only one operator.
 
     Raises:
-        ModelError: several operators where one is wanted. Else as `RegionClassifier`.
+        ModelError: If there are several operators and only one is allowed. Other errors as for `RegionClassifier`.
     """
     if one and operator is None:
         operator = list(default_operators(encoder))[-1]
@@ -292,7 +292,7 @@ def region_features(
 
 
 def _shown(examples: Any) -> tuple[list[Shown], Any]:
-    """What is known of examples already, and the others."""
+    """Split examples into encoded ones and others."""
     if not isinstance(examples, (list, tuple)):
         return [], examples
     known = [example for example in examples if isinstance(example, Shown)]
@@ -302,8 +302,8 @@ def _shown(examples: Any) -> tuple[list[Shown], Any]:
 def _triples(examples: Any, middle: str) -> list[tuple[Any, Any, Sequence[str]]]:
     found = [] if isinstance(examples, (str, Mapping)) or not hasattr(examples, "__iter__") else list(examples)
     if not found or not all(isinstance(example, (tuple, list)) and len(example) == 3 for example in found):
-        raise LabelError(f"examples are a list of (image, {middle}, names), at least one")
+        raise LabelError(f"examples must be a list of (image, {middle}, names), at least one")
     for _, _, names in found:
         if isinstance(names, str):
-            raise LabelError(f"names of an example are one string, '{short(names)}': give a list")
+            raise LabelError(f"names of an example are a single string, '{short(names)}': give a list")
     return [(image, thing, list(names)) for image, thing, names in found]

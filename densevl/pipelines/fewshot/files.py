@@ -1,4 +1,4 @@
-"""A fitted `FewShot` on disk: what it learned, and what that depends on; no pickles."""
+"""Save and load a fitted `FewShot`: what it learned and what that depends on, without pickles."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def save(path: Path, made: Learned) -> list[Path]:
 
 
 def classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The names of the classes of a saved head; no model is loaded.
+    """Return the class names of a saved head without loading a model.
 
     Raises:
-        WeightsError: missing or damaged.
+        WeightsError: If a file is missing or damaged.
     """
     facts = fitted.read(path, FORMAT, SAVED)[1]
     with SAVED.sense(path):
@@ -113,7 +113,7 @@ def load(
         for option, (whose, weights) in borrowed.items():
             fitted.require_same(getattr(made.segmenter, option), weights, whose, what)
         if repr(made.segmenter.recipe) != make:
-            raise WeightsError(f"{what} was fitted with another make of recipe '{name}': give that one as recipe=")
+            raise WeightsError(f"{what} was fitted with another variant of recipe '{name}': give that one as recipe=")
         made.calibration = Calibration(**facts["calibration"])
         made.guessed, made.pictures = facts.get("unlabelled"), frozenset(facts.get("pictures", ()))
         made.labels, made.counts = LabelSet(**facts["labels"]), Counter(facts["counts"])

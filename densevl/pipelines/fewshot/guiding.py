@@ -1,10 +1,10 @@
-"""Whole images looked at again where their likeliest classes may be: guided crops, after GC-CLIP.
+"""Rank the likeliest classes of a whole image again by crops around where they may be, after GC-CLIP.
 
-An embedding of a whole image says little of what is small in it. For each of the few likeliest classes the dense map of
-its words says where it would be; crops there, from tight to the whole image, are judged as images of their own, and the
-mean of what they say of the class ranks those few anew. Saranrittichai et al., "Zero-Shot Visual Recognition via Guided
-Cropping" (2023), take boxes of a detector; here the model's own map gives them. Shape letters: C classes, K the
-likeliest of them, N crops, H/W pixels, h/w cells of a map.
+An embedding of a whole image says little about small objects. For each of the few likeliest classes, the dense map of
+its words shows where it would be. Crops there, from tight to the whole image, are judged as separate images, and the
+mean score of the class over its crops ranks those classes again. Saranrittichai et al., "Zero-Shot Visual Recognition
+via Guided Cropping" (2023), take the boxes from a detector; here they come from the model's own map. Shape letters: C
+classes, K the likeliest of them, N crops, H/W pixels, h/w cells of a map.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from densevl.pipelines.fewshot.features import cut_out
 from densevl.proposals.components import components
 
 MARGINS = tuple(step / 9 for step in range(10))
-"""How far crops reach from the box, 0, to the whole image, 1: the same for all classes, or large boxes would win."""
+"""Extent of crops from the box, 0, to the whole image, 1. It is the same for all classes, or large boxes would win."""
 SIDE = 96
-"""Cells along the longer side of a map on which boxes are found."""
-_TOGETHER = 8  # crops that are held at once
+"""Cells along the longer side of the map in which boxes are found."""
+_TOGETHER = 8  # crops held at once
 Box = tuple[int, int, int, int]
 Judge = Callable[[Sequence[npt.NDArray[np.uint8]]], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Guided:
-    """What crops say of the likeliest classes.
+    """Scores of the likeliest classes on their crops.
 
     Attributes:
-        classes: their numbers, the likeliest by the whole image first. boxes: where each would be, x0, y0, x1, y1 in
-            pixels. logits: float32 (K,), each class's own, over its crops. tight: float32 (K, C), of the boxes alone.
+        classes: class indices, the likeliest by the whole image first. boxes: where each would be, x0, y0, x1, y1 in
+            pixels. logits: float32 (K,), each class's mean over its crops. tight: float32 (K, C), of the boxes alone.
     """
 
     classes: tuple[int, ...]
@@ -45,7 +45,7 @@ class Guided:
     tight: torch.Tensor
 
     def ranked(self, p_C: torch.Tensor) -> torch.Tensor:
-        """Probabilities (C,) with those classes ranked anew: together they keep what they had, the others all."""
+        """Rank those classes again within probabilities (C,). Their sum and all other classes stay the same."""
         at = torch.tensor(self.classes, device=p_C.device)
         again = p_C.clone()
         again[at] = p_C[at].sum() * self.logits.to(p_C).softmax(dim=0)
@@ -60,11 +60,11 @@ def guide(
     judge: Judge,
     margins: Sequence[float] = MARGINS,
 ) -> Guided:
-    """Judge crops around a box for each of some classes.
+    """Judge crops around a box for each of several classes.
 
     Args:
-        rgb: uint8 (H, W, 3). logits_C: of the whole image. classes: K of them. boxes: one for each, in pixels.
-        judge: gives logits (N, C) of pictures. margins: of the crops, 0 the box, 1 the whole image.
+        rgb: uint8 (H, W, 3). logits_C: of the whole image. classes: K of them. boxes: one per class, in pixels.
+        judge: returns logits (N, C) of pictures. margins: extent of the crops, 0 the box, 1 the whole image.
     """
     height, width = rgb.shape[:2]
     whole = (0, 0, width, height)
@@ -84,14 +84,14 @@ def guide(
 def boxes_of(
     scores: torch.Tensor, windows: WindowGrid, classes_T: torch.Tensor, asked: Sequence[int], size: tuple[int, int]
 ) -> list[Box]:
-    """Where each of some classes would be: the largest connected part of its map over half of its range.
+    """Find where each of several classes would be: the largest connected part of its map above half of its range.
 
     Args:
         scores: (1, Y, X, T) of the strings, on the tokens of `windows`. classes_T: the class of each string.
-        asked: classes. size: (H, W) of the photo.
+        asked: the classes to find. size: (H, W) of the photo.
 
     Returns:
-        x0, y0, x1, y1 in pixels, right and bottom exclusive; the whole photo where a map is flat.
+        x0, y0, x1, y1 in pixels, right and bottom exclusive. If a map is flat, the box is the whole photo.
     """
     height, width = size
     shrunk = min(1.0, SIDE / max(size))

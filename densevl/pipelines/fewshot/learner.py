@@ -1,4 +1,4 @@
-"""`Learner`: how a `FewShot` comes to know classes: by examples, more of them, or images without labels."""
+"""`Learner`: the methods of `FewShot` that learn classes, from examples or from images without labels."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ Hooks = tuple[str | os.PathLike[str] | None, Progress | None]
 
 
 class Learner(Learned):
-    """The half of `FewShot` that learns."""
+    """The methods of `FewShot` that learn."""
 
-    _projection: torch.Tensor | None  # the model's own, where the head trains it; features are then those before it
+    _projection: torch.Tensor | None  # the model's own, if the head trains it; features are then taken before it
 
     def fit(
         self,
@@ -48,39 +48,39 @@ class Learner(Learned):
         checkpoint: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
     ) -> Self:
-        """Learn from examples; what was learned before is forgotten.
+        """Learn from examples. What was learned before is forgotten.
 
         Args:
-            examples: for images {name: images}, a folder, a path, a list of both, or arrays; an empty list is a class
-                without examples. For regions a list of (image, masks or boxes, names), masks (R, H, W) bool or boxes
-                (R, 4), a name each. For pixels a list of (image, label map, names), an integer map (H, W) of numbers of
-                names, below 0 or 255 where it is not known (see `proposals.maps.class_map`). Regions and pixels named
-                "nothing" are examples of what is no class: they stand in for the background words, whose mean they
-                share.
+            examples: for images {name: images}, each a folder, a path, a list of both, or arrays; an empty list is a
+                class without examples. For regions a list of (image, masks or boxes, names), with masks (R, H, W) bool
+                or boxes (R, 4) and a name for each. For pixels a list of (image, label map, names), where the integer
+                map (H, W) holds indices of names, below 0 or 255 where unknown (see `proposals.maps.class_map`).
+                Regions and pixels named "nothing" are examples of no class. They replace the background words, and
+                share their mean.
             labels: all classes, with or without examples; see `LabelSet.parse`. None takes those of the examples. The
                 words of a class ("car | truck") are averaged.
-            captions: for head "tipx" on whole images, {image: caption} or a JSON file of it, with one for each example,
-                found by its path or its file's name.
-            checkpoint: a file that head "prompt" writes while it learns, and goes on from after it was killed, to the
-                same result. progress: called by head "prompt" with the steps done and all of them.
+            captions: for head "tipx" on whole images, {image: caption} or a JSON file of it, with one caption for each
+                example, found by its path or file name.
+            checkpoint: a file that head "prompt" writes during training. After a kill it resumes from the file and
+                reaches the same result. progress: called by head "prompt" with the steps done and their total.
 
         Raises:
-            LabelError: no examples, of another form, without a caption, of a class that is not in `labels`, or for
-                pixels a class none of whose pixels fill a token.
-            ImageError: an unreadable image.
-            ProposalError: regions or maps that do not fit their image.
-            ModelError: settings that do not fit the head.
-            OptionError: learned templates, which are for words alone.
+            LabelError: If there are no examples, they have another form, lack a caption or belong to a class that is
+                not in `labels`, or none of a class's pixels fill a token.
+            ImageError: If an image is unreadable.
+            ProposalError: If regions or maps do not fit their image.
+            ModelError: If settings do not fit the head.
+            OptionError: If there are learned templates, which are for words alone.
         """
         self._require_plain_templates()
         names = self.features.named(examples)
         shown = self.level != "image" and UNLABELLED in names
         named = [name for name in names if not (shown and name == UNLABELLED)]
-        told = None
+        sentences = None
         if captions is not None:
             self._require_captions()
             examples = {name: list(each_image(images)) for name, images in examples.items()}
-            told = of_images([image for images in examples.values() for image in images], read_captions(captions))
+            sentences = of_images([image for images in examples.values() for image in images], read_captions(captions))
         label_set = LabelSet.parse(named if labels is None else labels)
         self.see(learned=False)
         if self._asks_for_images:
@@ -93,7 +93,7 @@ class Learner(Learned):
         looks = None
         if self._asks_for_images:
             looks = self._looked([image for images in examples.values() for image in images])
-        return self._learn(label_set, found, text, told, hooks=(checkpoint, progress), looks=looks)
+        return self._learn(label_set, found, text, sentences, hooks=(checkpoint, progress), looks=looks)
 
     def fit_unlabelled(
         self,
@@ -104,26 +104,28 @@ class Learner(Learned):
         count: int | None = COUNT,
         captions: Captions | None = None,
     ) -> Self:
-        """Learn from images without labels: what words name most surely stands in for examples of each class.
+        """Learn from images without labels, with the images that words name most confidently as examples of each class.
 
-        Classes are chosen from all images together, so what is learned from one depends on the others (transductive).
+        Classes are chosen from all images together, so the result for one depends on the others (transductive).
 
         Args:
-            images: a folder, a path, a list of both, or arrays. For regions each is cut up by the proposals, for pixels
-                each gives at most `tokens` of its tokens.
-            labels: the classes; see `LabelSet.parse`. Descriptors of `text` say in sentences what is looked for.
-            how: "top", "spread" or "retrieve"; see `fewshot.pseudo.pseudo_labels`. count: examples a class, at most;
-                None takes all. captions: as `fit`, of those images that are taken.
+            images: a folder, a path, a list of both, or arrays. For regions each is split by the proposals; for pixels
+                each contributes at most `tokens` tokens.
+            labels: the classes; see `LabelSet.parse`. Descriptors in `text` can describe them in sentences.
+            how: "top", "spread" or "retrieve"; see `fewshot.pseudo.pseudo_labels`. count: maximum number of examples
+                per class; None takes all. captions: as for `fit`, at least of the images that are used.
 
         Raises:
-            LabelError: nothing that words name as one of the classes, or no caption of what they name.
-            OptionError: an impossible `how` or `count`.
-            ModelError: a model without words. Else as `fit`.
+            LabelError: If words name nothing as one of the classes, or a named image has no caption.
+            OptionError: If `how` or `count` is impossible.
+            ModelError: If the model has no words. Other errors as for `fit`.
         """
         self._require_plain_templates()
         label_set = LabelSet.parse(labels)
         if not self.has_words:
-            raise ModelError(f"model '{self.backbone.name}' has no words to name images without labels; take a CLIP")
+            raise ModelError(
+                f"model '{self.backbone.name}' cannot name images by words, which images without labels need; take a CLIP"
+            )
         if captions is not None:
             self._require_captions()
         self.see(learned=False)
@@ -131,15 +133,15 @@ class Learner(Learned):
         found = Examples.guessed(
             self.features, given, label_set.names, text, how=how, count=count, projection=self._projection
         )
-        told = None
+        sentences = None
         if captions is not None and found.places is not None:
-            told = of_images([given[place] for place in found.places.tolist()], read_captions(captions))
+            sentences = of_images([given[place] for place in found.places.tolist()], read_captions(captions))
         looks = None
         if self.level == "image" and found.places is not None:
             taken = [given[place] for place in found.places.tolist()]
             found = replace(found, pictures=frozenset(map(picture, map(read_image, taken))))
             looks = self._looked(taken) if self._asks_for_images else None
-        return self._learn(label_set, found, text, told, how, looks=looks)
+        return self._learn(label_set, found, text, sentences, how, looks=looks)
 
     def _learn(
         self,
@@ -170,7 +172,7 @@ class Learner(Learned):
 
     @property
     def _asks_for_images(self) -> bool:
-        """Whether head "prompt" asks for other looks at each example, or for its pixels."""
+        """Whether head "prompt" needs random views of each example, or its pixels."""
         return self.head == "prompt" and bool(self.settings.get("views") or self.settings.get("vision"))
 
     def _looked(self, images: list[Any]) -> dict[str, torch.Tensor]:
@@ -187,21 +189,21 @@ class Learner(Learned):
     def _require_captions(self) -> None:
         if self.head != "tipx" or self.level != "image":
             raise OptionError(
-                f"captions are for head 'tipx' on whole images, and this is head '{self.head}' on {self.level}s: leave "
+                f"captions are for head 'tipx' on whole images, but this is head '{self.head}' on {self.level}s: leave "
                 "them out"
             )
 
     def partial_fit(self, examples: Any, labels: Labels | None = None) -> Self:
-        """Learn from more examples, of the same classes or of further ones; with heads that can.
+        """Learn from more examples, of the same or further classes, if the head supports it.
 
         Args:
-            examples: as `fit` takes them; none at all where `labels` names further classes by their words alone.
-            labels: further classes, which come after those there are, with or without examples. What was learned of
-                the others stays; alpha and its like are chosen on the new examples.
+            examples: as for `fit`, or empty if `labels` names further classes by their words alone.
+            labels: further classes, added after the present ones, with or without examples. What was learned of the
+                others stays. Settings such as alpha are chosen on the new examples.
 
         Raises:
-            ModelError: nothing fitted, or a head that learns from all at once.
-            LabelError: a further class that is there already; else, as ImageError, as `fit`.
+            ModelError: If nothing was fitted, or the head learns only from all examples at once.
+            LabelError: If a further class already exists. Other errors, including ImageError, as for `fit`.
         """
         before, shown = self.fitted(), UNLABELLED in self.counts
         if not HEADS[self.head].adds:
@@ -218,14 +220,14 @@ class Learner(Learned):
         self.pictures |= found.pictures
         if self.calibration != Calibration():
             warnings.warn(
-                "what was calibrated no longer fits: confidence is as before calibrate; call it again",
+                "the calibration no longer fits and was dropped: call calibrate again",
                 stacklevel=2,
             )
         self.calibration = Calibration()
         return self
 
     def _know(self, labels: LabelSet, found: Examples, shown: bool) -> None:
-        """Give all heads the words of further classes."""
+        """Add the words of further classes to all heads."""
         if self.has_words:
             text = text_rows(self.segmenter, self.level, labels, shown=shown)
         else:
@@ -236,23 +238,23 @@ class Learner(Learned):
             head.retext(text, [*range(before), *others], strings=self._strings(labels, shown=shown))
 
     def calibrate(self, examples: Mapping[str, Any] | None = None, *, alpha: float = 0.1) -> Self:
-        """Fit confidence, and the sets of plausible classes, to images that the head has not learned from.
+        """Calibrate confidence and the sets of plausible classes on images that the head has not learned from.
 
         Args:
-            examples: {name: images} of classes that were fitted. None of the images may have been fitted, which a hash
-                of their pixels tells, after `load` too. None judges every example by the others, which head
-                "exemplars" can.
-            alpha: the share of images whose true class may be missing from `plausible`. With n images nothing below
-                1 / (n + 1) can be had: then all classes are plausible.
+            examples: {name: images} of fitted classes. None of the images may have been fitted, which a hash of their
+                pixels tells even after `load`. None judges every example by the others, which only head "exemplars"
+                can do.
+            alpha: the share of images whose true class may be missing from `plausible`. With n images it cannot be
+                below 1 / (n + 1): then all classes are plausible.
 
         Raises:
-            ModelError: nothing fitted, or too few images.
-            LabelError: a class that was not fitted.
-            OptionError: an impossible alpha, another level, or a head that cannot do without examples.
+            ModelError: If nothing was fitted, or there are too few images.
+            LabelError: If a class was not fitted.
+            OptionError: If alpha or the level is impossible, or the head needs examples.
         """
         labels = self.fitted()
         if (self.guided, self.segmenter.presence) != (None, None):
-            raise OptionError("calibrate fits what whole images give; leave guided and presence out")
+            raise OptionError("calibrate fits the scores of whole images; leave guided and presence out")
         if self.level != "image":
             raise OptionError(f"calibrate is for level 'image', and this was made with level '{self.level}'")
         head = self.heads["image"]
@@ -268,10 +270,10 @@ class Learner(Learned):
         return self
 
     def _require_unseen(self, pictures: frozenset[str], count: int) -> None:
-        """Refuse images that were learned from, whatever they are called."""
+        """Refuse images that were learned from, whatever their names."""
         if same := len(pictures & self.pictures):
             raise OptionError(
-                f"{same} of {count} images to calibrate on were learned from, and a head is too sure of those: "
+                f"{same} of {count} images to calibrate on were learned from, and heads are overconfident on those: "
                 "give others, or take head 'exemplars', which judges each example by the others"
             )
 
@@ -279,7 +281,7 @@ class Learner(Learned):
         return row_strings(self.segmenter, self.level, labels, shown=shown) if self.head == "prompt" else None
 
     def _build(self, hooks: Hooks = (None, None)) -> Head:
-        """A head that has learned nothing yet. Args: hooks: checkpoint and progress, as `fit` takes them."""
+        """Create an untrained head. `hooks`: checkpoint and progress, as for `fit`."""
         if self.head in HEADS:
             require_known(self.settings, self.head, HEADS[self.head].rules)
         own: dict[str, Any] = {} if self._projection is None else {"projection": self._projection}
@@ -288,5 +290,5 @@ class Learner(Learned):
             own = {"tower": self.tower(), "templates": self.segmenter.templates, "progress": progress}
             own["checkpoint"] = None if checkpoint is None else Path(checkpoint)
         elif checkpoint is not None:
-            raise OptionError(f"head '{self.head}' is fitted at once and writes no checkpoint; leave it out")
+            raise OptionError(f"head '{self.head}' is fitted in one step and writes no checkpoint; leave it out")
         return build(self.head, **own, **self.settings)

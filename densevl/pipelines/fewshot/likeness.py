@@ -1,7 +1,7 @@
-"""Regions of photos, and which of them look like an example. One example of a class is enough.
+"""Find regions of photos that look like an example. One example of a class is enough.
 
-Each region is cut out and encoded as a picture of its own. What all regions have in common is taken off, so that what
-is left tells them apart; the class of the likeliest example is the region's, if it is like enough.
+Each region is cut out and encoded as a separate picture. The mean of all regions is subtracted, so that only their
+differences remain. A region gets the class of the most similar example, if it is similar enough.
 
 Shape letters: R regions, E examples, D features, H/W pixels.
 """
@@ -22,19 +22,19 @@ from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.segments import proposed
 from densevl.proposals.base import Proposals
 
-LIKE = 0.45  # the cosine from which a region is what an example is; see tools.bench_correct
-SHARPNESS = 20.0  # of the chances: a cosine that is larger by 0.05 is e times as likely
-LEAST = 0.001  # of a photo: what is smaller is no region
+LIKE = 0.45  # a region gets an example's class from this cosine on; see tools.bench_correct
+SHARPNESS = 20.0  # of the probabilities: a cosine larger by 0.05 is e times as likely
+LEAST = 0.001  # share of a photo below which there is no region
 OPERATOR = "crop"
 
 
 @dataclass(frozen=True, eq=False)
 class Named:
-    """What examples say of the regions of a photo.
+    """Classes of the regions of a photo, by examples.
 
     Attributes:
-        owners: int64 (R,), the number of the class in the order of the examples' names, -1 for none of them.
-        chances: float32 (R,), how likely that is, 0..1.
+        owners: int64 (R,), class index in the order of the examples' names, -1 for none of them.
+        chances: float32 (R,), probability of that, 0..1.
     """
 
     owners: npt.NDArray[np.int64]
@@ -42,15 +42,15 @@ class Named:
 
 
 class Looks:
-    """Finds regions, and says what they look like."""
+    """Finds regions and computes their appearance vectors."""
 
     def __init__(self, backbone: Any, proposer: Any) -> None:
-        """Prepare. Args: proposer: finds regions; None takes pieces of the labels of words."""
+        """Prepare. `proposer`: finds regions; None takes connected pieces of the labels given by words."""
         self.proposer = proposer
         self._classify = RegionClassifier(backbone, OPERATOR, background="none")
 
     def regions(self, rgb: npt.NDArray[np.uint8], labels: npt.NDArray[np.int16]) -> Proposals:
-        """Regions of a photo, none of which overlap. Args: labels: int16 (H, W), by words."""
+        """Return non-overlapping regions of a photo. `labels`: int16 (H, W), by words."""
         if self.proposer is not None:
             found = Proposals.from_segments(proposed(self.proposer, rgb))
             return found.select(found.areas >= LEAST * labels.size)
@@ -62,18 +62,18 @@ class Looks:
         return Proposals.from_segments(ids)
 
     def vectors(self, rgb: npt.NDArray[np.uint8], masks: Any) -> torch.Tensor:
-        """(R, D) float32 unit rows, of masks bool (R, H, W) or `Proposals`."""
+        """Return float32 unit rows (R, D) for masks, bool (R, H, W) or `Proposals`."""
         return self._classify.embed(rgb, regions=masks).vectors[OPERATOR].cpu()
 
 
 def named(
     regions_RD: torch.Tensor, mean_D: torch.Tensor, examples_ED: torch.Tensor, owners: Sequence[int], like: float
 ) -> Named:
-    """Give regions the classes of the examples that they are like.
+    """Give regions the classes of the examples they resemble.
 
     Args:
-        mean_D: of all regions there are. owners: for each example the number of its class, from 0, none left out.
-        like: the cosine from which a region is what an example is.
+        mean_D: mean of all regions. owners: class index of each example, starting at 0 without gaps.
+        like: the cosine from which a region gets an example's class.
     """
     cosines_RE = F.normalize(regions_RD - mean_D, dim=1) @ F.normalize(examples_ED - mean_D, dim=1).mT
     owner_E = torch.tensor(owners)

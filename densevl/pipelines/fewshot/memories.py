@@ -1,4 +1,4 @@
-"""A `Memory` from images with captions, and its beta from images with labels."""
+"""Build a `Memory` from images with captions, and fit its beta on images with labels."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ CAPTIONS = "captions.json"
 
 
 def pairs_of(folder: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """Images of a folder and their captions: of captions.json in it, or of a text file beside each image.
+    """Return a folder's images with captions, from captions.json in it or a text file beside each image.
 
     Raises:
-        ImageError: no images.
-        LabelError: an image without a caption.
+        ImageError: If there are no images.
+        LabelError: If an image has no caption.
     """
     images = [os.fspath(path) for path in list_images(folder)]
     listed = Path(folder) / CAPTIONS
@@ -43,7 +43,7 @@ def pairs_of(folder: str | os.PathLike[str]) -> list[tuple[str, str]]:
             caption = beside.read_text(encoding="utf-8-sig").strip()
         except (OSError, ValueError) as error:
             raise LabelError(
-                f"no caption of {short(image)}: write it in {beside.name} beside it, or all in {CAPTIONS}"
+                f"no caption of {short(image)}: write it in {beside.name} next to it, or all in {CAPTIONS}"
             ) from error
         found.append((image, caption))
     return found
@@ -55,32 +55,32 @@ def build_memory(
     """Embed images and captions.
 
     Args:
-        pairs: (image, caption) of each, or a folder as `pairs_of` reads it. settings: of `Memory`.
+        pairs: (image, caption) pairs, or a folder for `pairs_of`. settings: of `Memory`.
 
     Raises:
-        LabelError: no pairs, or a caption that is empty.
-        ImageError: an unreadable image.
-        ModelError: a model whose words and whole images cannot be compared.
-        OptionError: impossible settings.
+        LabelError: If there are no pairs, or a caption is empty.
+        ImageError: If an image is unreadable.
+        ModelError: If the model cannot compare words with whole images.
+        OptionError: If settings are impossible.
     """
     require_joint_space(backbone)
     given = pairs_of(pairs) if isinstance(pairs, str | os.PathLike) else list(pairs)
     if not given or not all(isinstance(caption, str) and caption.strip() for _, caption in given):
-        raise LabelError("a memory is made of pairs, an image and a sentence each: give some, none of them empty")
+        raise LabelError("a memory needs pairs of an image and a caption: give some, none of them empty")
     rows = _embedded(backbone, [image for image, _ in given])
     return Memory(rows, caption_rows(backbone, [caption for _, caption in given]).cpu(), **settings)
 
 
 def fit_beta(memory: Memory, backbone: Backbone, examples: Mapping[str, Sequence[Any]]) -> Memory:
-    """The memory with the beta that suits images of known classes; one of its own images is judged without itself.
+    """Return the memory with the best beta for images of known classes. Its own images are judged without themselves.
 
     Args:
-        examples: images by the words for their class.
+        examples: images by the words of their class.
 
     Raises:
-        LabelError: unusable words.
-        ImageError: an unreadable image.
-        OptionError: a memory of another model.
+        LabelError: If words are unusable.
+        ImageError: If an image is unreadable.
+        OptionError: If the memory belongs to another model.
     """
     labels = LabelSet.parse(list(examples))
     text = class_rows(TextClassifier(backbone).encode(labels), len(labels))[: len(labels)].cpu()
@@ -95,17 +95,17 @@ def fit_beta(memory: Memory, backbone: Backbone, examples: Mapping[str, Sequence
 
 
 def require_joint_space(backbone: Backbone) -> None:
-    """Refuse a model whose words and whole images cannot be compared.
+    """Refuse a model that cannot compare words with whole images.
 
     Raises:
-        ModelError: it is one.
+        ModelError: If it cannot.
     """
     if backbone.default_recipe is None:
-        raise ModelError(f"model '{backbone.name}' has no words for whole images, so no captions either: take a CLIP")
+        raise ModelError(f"model '{backbone.name}' cannot compare whole images with words or captions: take a CLIP")
 
 
 def _embedded(backbone: Backbone, images: Sequence[Any]) -> torch.Tensor:
-    """Unit rows (N, E) of whole images, on the CPU."""
+    """Embed whole images as unit rows (N, E) on the CPU."""
     parts = [
         embed_images(backbone, [read_image(image) for image in images[at : at + BATCH]])
         for at in range(0, len(images), BATCH)

@@ -1,4 +1,4 @@
-"""Whole images, regions and pixels named by what a `FewShot` has learned, or whole images by words alone.
+"""Classify whole images, regions and pixels by a fitted `FewShot`, or whole images by words alone.
 
 Shape letters: N pictures, C classes, D width of features.
 """
@@ -40,7 +40,7 @@ def classified(
     asked: LabelSet | None = None,
     boxes: Any = (),
 ) -> Iterator[Classification]:
-    """Whole images; boxes are of the only one."""
+    """Classify whole images. Boxes require a single image."""
     started = time.perf_counter()
     _require_plain(made, boxes)
     pictures = [rgb for _, rgb in together]
@@ -80,19 +80,19 @@ def classified(
 
 
 def _require_plain(made: Learned, boxes: Any) -> None:
-    """Refuse a second look where it cannot be had.
+    """Refuse `guided` and `presence` where they do not apply.
 
     Raises:
-        OptionError: with boxes, which say where to look; or after a calibration, which was to the first look.
+        OptionError: If there are boxes, which say where to look, or the head is calibrated, which was without them.
     """
     if made.guided is not None and len(boxes):
-        raise OptionError("boxes= say where to look, and guided= finds boxes; leave one of them out")
+        raise OptionError("boxes= say where to look, but guided= finds boxes; leave one of them out")
     if (made.guided, made.segmenter.presence) != (None, None) and made.calibration.margin is not None:
-        raise OptionError("this head is calibrated to whole images; leave guided and presence out")
+        raise OptionError("this head is calibrated on whole images; leave guided and presence out")
 
 
 def _again(made: Learned, whole: Classification, asked: LabelSet | None) -> Classification:
-    """A whole image looked at a second time: without the labels that are nowhere in it, and by guided crops."""
+    """Judge a whole image again: drop labels that are nowhere in it, and rank the others by guided crops."""
     labels, segmenter, rgb = asked or made.fitted(), made.segmenter, whole.image
     evidence = segmenter.look(rgb, labels, segmenter.background, segmenter.segments(rgb))
     require_finite(evidence.scores, f"scores of model '{made.backbone.name}'")
@@ -101,7 +101,7 @@ def _again(made: Learned, whole: Classification, asked: LabelSet | None) -> Clas
     _, absent = taking_part(evidence.scores, evidence.text, labels, segmenter.presence, scale)
     if len(absent) == len(labels):
         absent = ()
-        warned = (*warned, f"no label reaches presence {segmenter.presence:g} anywhere: none is dropped")
+        warned = (*warned, f"no label reaches presence {segmenter.presence:g} anywhere, so none is dropped")
     here_C = torch.tensor([name not in absent for name in labels.names])
     p_C = torch.where(here_C, p_C, 0.0)
     p_C = p_C / p_C.sum().clamp(min=torch.finfo(torch.float32).tiny)
@@ -124,7 +124,7 @@ def _again(made: Learned, whole: Classification, asked: LabelSet | None) -> Clas
 
 
 def _logits(made: Learned, pictures: Sequence[np.ndarray], asked: LabelSet | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (N, C) of whole pictures, and their features (N, D)."""
+    """Return logits (N, C) of whole pictures, and their features (N, D)."""
     if asked is None:
         rows = ImageFeatures.embed(made.features, pictures)  # type: ignore[arg-type]
         return made.heads["image"].logits(rows), rows
@@ -134,7 +134,7 @@ def _logits(made: Learned, pictures: Sequence[np.ndarray], asked: LabelSet | Non
 
 
 def segmented(made: Learned, image: Any, encoded: Encoded) -> SegmentationResult:
-    """Every pixel of a photo, decoded as `Segmenter` does."""
+    """Label every pixel of a photo, decoded as by `Segmenter`."""
     labels = made.fitted()
     started = time.perf_counter()
     evidence, policy, taught = made.judge(encoded), made.segmenter.background, made.taught()
@@ -145,7 +145,7 @@ def segmented(made: Learned, image: Any, encoded: Encoded) -> SegmentationResult
 def named_regions(
     made: Learned, features: RegionFeatures, image: Any, regions: Mapping[str, Any], rgb: np.ndarray
 ) -> RegionResult:
-    """Regions of a photo: those given, or those that the proposer finds."""
+    """Name regions of a photo: those given, or those the proposer finds."""
     labels, policy = made.fitted(), made.segmenter.background
     found = features.embed(rgb, **regions)
     sources = [

@@ -1,4 +1,4 @@
-"""A photo of a labelling session: encoded once, cut into regions, judged by words and by what was said.
+"""A photo of a labelling session, encoded once, cut into regions, and labelled by words and corrections.
 
 Shape letters: H/W pixels, Y/X tokens of all windows, R regions, D features.
 """
@@ -24,7 +24,7 @@ from densevl.regions.operators.pull import pull, token_plan
 from densevl.results import SegmentationResult
 from densevl.vocabulary import LabelSet
 
-UNKNOWN = -1  # in a map of what was said
+UNKNOWN = -1  # in a map of corrections: no correction
 
 
 @dataclass(eq=False)
@@ -32,10 +32,10 @@ class Photo:
     """A photo of a session.
 
     Attributes:
-        said: int16 (H, W), what was said of each pixel. regions: R masks without overlap. vectors: (R, D), what they
-            look like. named: by examples. open: (Y, X) float32, the share of each token of which nothing was said, and
-            cover: (R, Y, X) that of each region. words: (Y, X), the class of each token by words alone, and sure: its
-            probability. doubt: see `LabelSession.order`.
+        said: int16 (H, W), the corrected class of each pixel. regions: R masks without overlap. vectors: (R, D), their
+            appearance. named: their classes by examples. open: (Y, X) float32, the uncorrected share of each token, and
+            cover: (R, Y, X), the same of each region. words: (Y, X), the class of each token by words alone, and sure:
+            its probability. doubt: see `LabelSession.order`.
     """
 
     encoded: Encoded
@@ -51,20 +51,20 @@ class Photo:
 
     @property
     def nbytes(self) -> int:
-        """What it takes of memory."""
+        """Bytes it takes in memory."""
         own = self.encoded
         tokens = own.features.numel() * own.features.element_size()
         return own.rgb.nbytes + tokens + self.said.nbytes + self.regions.packed.nbytes
 
     def read(self, learner: FewShot, labels: LabelSet) -> None:
-        """Find the class of each token by words alone."""
+        """Compute the class of each token by words alone."""
         found = learner.judge(self.encoded, labels)
         chances = (learner.segmenter.protocol.logit_scale * found.scores[0]).softmax(dim=-1)
         sure, best = chances.max(dim=-1)
         self.sure, self.words = sure.cpu(), found.text.classes.cpu()[best.cpu()]
 
     def uncover(self) -> None:
-        """Find of how much of each token, and of each region in it, nothing was said."""
+        """Compute the uncorrected share of each token, and of each region in it."""
         rows_HY, cols_WX = token_plan(self.encoded.windows, self.said.shape)
         free = self.said == UNKNOWN
         whole = Proposals.from_masks(free[None])
@@ -73,8 +73,11 @@ class Photo:
         self.cover = pull(regions, rows_HY, cols_WX)
 
     def weigh(self, named: Named | None, numbers: Sequence[int]) -> None:
-        """Take the names that examples give to regions; find how far words and examples disagree, and how unsure they
-        are. Args: numbers: of the classes of examples, as `words` has them."""
+        """Set the regions' classes by examples. Compute how far words and examples disagree, and how unsure they are.
+
+        Args:
+            numbers: class indices of the examples' names, as in `words`.
+        """
         self.named, apart, doubtful = named, 0.0, (1 - self.sure) * self.open
         if named is not None:
             own = torch.from_numpy(named.owners)
@@ -88,10 +91,10 @@ class Photo:
     def settled(
         self, found: SegmentationResult, numbers: Sequence[int]
     ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:
-        """Labels (H, W) and their confidence: what was said, else what examples say, else words, one name a region.
+        """Return labels (H, W) and confidence: of corrections, else of examples, else of words, one class per region.
 
         Args:
-            found: by words. numbers: of the classes of examples, as `found` has them.
+            found: the result by words. numbers: class indices of the examples' names, as in `found`.
         """
         decided = LabelMap(torch.from_numpy(found.labels)[None], torch.from_numpy(found.confidence)[None])
         ids = self.regions.segment_map()
@@ -107,7 +110,7 @@ class Photo:
         return np.where(said, own, labels).astype(np.int16), np.where(said, 1, confidence).astype(np.float32)
 
     def units(self, labels: npt.NDArray[np.int16], classes: int) -> npt.NDArray[np.int32]:
-        """What a click takes, of a photo with these labels; see `LabelSession.units`."""
+        """Return what a click selects in a photo with these labels; see `LabelSession.units`."""
         regions = self.regions.segment_map()
         pieces = np.zeros(labels.shape, np.int64)
         for label in np.unique(labels[regions == 0]):

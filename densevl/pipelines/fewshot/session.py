@@ -1,4 +1,4 @@
-"""`LabelSession`: photos that are labelled by words, corrected here and there, and labelled again by what that teaches.
+"""`LabelSession`: label photos by words, correct a few places, and label them again by what the corrections teach.
 
 Shape letters: H/W pixels, Y/X tokens of all windows, R regions, D features.
 """
@@ -36,18 +36,18 @@ MOST_MEGABYTES = 4096
 
 
 class LabelSession:
-    """Photos labelled by words; a few corrections teach the rest.
+    """Photos labelled by words and improved by a few corrections.
 
-    Photos are encoded once, and so is each of their regions. Words label pixels, of which those of one region agree;
-    a correction is an example of its class, and regions that look like it, in whichever photo, take its name at once.
-    What was said of a pixel stays.
+    Photos are encoded once, and so is each of their regions. Words label pixels, and pixels of one region agree. A
+    correction is an example of its class: regions that look like it, in any photo, take its name at once. Corrected
+    pixels keep their label.
 
     Examples:
         >>> session = LabelSession("mini", ["penguin", "pizza"])
         >>> name = session.add("wood.png")
         >>> session.correct(name, "mushroom", box=(99, 74, 156, 159))
         >>> session.result(name).labels
-        >>> session.order()  # the photos to look at next first
+        >>> session.order()  # the photos to look at next come first
         >>> session.save("session.json")  # COCO
     """
 
@@ -64,20 +64,19 @@ class LabelSession:
         """Load the model.
 
         Args:
-            model: as `FewShot` takes it. labels: the classes to begin with; see `LabelSet.parse`. Corrections add to
-                them.
-            proposals: finds regions, and makes masks of boxes: a SAM, another proposer, or its name. None takes the
-                connected pixels of one label for regions, and leaves boxes as they are.
-            like: how like an example a region must be to take its name, a cosine in -1..1.
-            most: megabytes that photos and their features may take.
-            options: what else `FewShot` takes, such as recipe, background and refine.
+            model: as for `FewShot`. labels: the initial classes; see `LabelSet.parse`. Corrections add to them.
+            proposals: finds regions, and turns boxes into masks: a SAM, another proposer, or its name. None takes
+                connected pixels of one label as regions, and leaves boxes as they are.
+            like: cosine in -1..1 from which a region takes an example's name.
+            most: limit in megabytes for photos and their features.
+            options: further options of `FewShot`, such as recipe, background and refine.
 
         Raises:
-            ModelError, RecipeError, OptionError: as `FewShot`.
-            LabelError: unusable labels, or none.
+            ModelError, RecipeError, OptionError: As for `FewShot`.
+            LabelError: If labels are unusable or empty.
         """
         if not -1 <= like <= 1:
-            raise OptionError(f"like is {like}; it is a cosine, from -1 to 1")
+            raise OptionError(f"like is {like}; it must be a cosine, from -1 to 1")
         self.labels = LabelSet.parse(labels)
         self.proposals = whole_things(proposals) if isinstance(proposals, str) else proposals
         self.like, self.most = like, most
@@ -89,17 +88,17 @@ class LabelSession:
 
     @property
     def photos(self) -> list[str]:
-        """The names of the photos, as they were added."""
+        """The names of the photos, in the order they were added."""
         return list(self._photos)
 
     @property
     def corrections(self) -> list[Correction]:
-        """What was said, in order."""
+        """The corrections, in order."""
         return [one for step in self._steps for one in step]
 
     @property
     def taught(self) -> list[str]:
-        """Classes that have examples: those that were corrected."""
+        """Classes with examples, that is, with corrections."""
         said = {one.name for one in self.corrections}
         return [name for name in self.labels.names if name in said]
 
@@ -107,21 +106,21 @@ class LabelSession:
         """Encode a photo.
 
         Args:
-            image: path, PIL image, numpy (H, W, 3) uint8 RGB, or torch (3, H, W). name: what it is called here; None
-                takes its file's, or a number.
+            image: path, PIL image, numpy (H, W, 3) uint8 RGB, or torch (3, H, W). name: its name in the session; None
+                takes its file name, or a number.
 
         Returns:
             The name.
 
         Raises:
-            ImageError: unreadable.
-            OptionError: the name is taken, or there is no more room.
+            ImageError: If the image is unreadable.
+            OptionError: If the name is taken, or the memory limit is reached.
         """
         if name is None:
             named = isinstance(image, (str, os.PathLike))
             name = Path(image).name if named else f"photo {len(self._photos) + 1}"
         if name in self._photos:
-            raise OptionError(f"two photos are called '{short(name)}'; give one of them another name=")
+            raise OptionError(f"a photo '{short(name)}' is already in the session; give this one another name=")
         encoded = self.learner.encode(image)
         size = encoded.rgb.shape[:2]
         regions = self._looks.regions(encoded.rgb, self._by_words(encoded).labels)
@@ -131,7 +130,7 @@ class LabelSession:
         if taken > self.most * 1_000_000:
             raise OptionError(
                 f"{len(self._photos) + 1} photos and their features take more than {self.most} MB: "
-                "begin another session, or give most="
+                "start another session, or raise most="
             )
         self._photos[name] = photo
         photo.uncover()
@@ -140,10 +139,10 @@ class LabelSession:
         return name
 
     def result(self, photo: str) -> SegmentationResult:
-        """A photo labelled by words and by all corrections so far; those of itself stand, at confidence 1.
+        """Label a photo by words and all corrections so far. Its own corrections are kept, at confidence 1.
 
         Raises:
-            OptionError: no such photo.
+            OptionError: If there is no such photo.
         """
         one = self._photo(photo)
         found = self._by_words(one.encoded, photo, self.taught)
@@ -162,11 +161,13 @@ class LabelSession:
         )
 
     def units(self, photo: str, shown: SegmentationResult | None = None) -> npt.NDArray[np.int32]:
-        """What a click takes: int32 (H, W), a number from 0 for each region, and outside of regions for the connected
-        pixels of one label; where a region has several labels, because somebody said so, for each of them.
+        """Return what a click selects: int32 (H, W), a number from 0 for each region.
+
+        Outside of regions, connected pixels of one label are a unit. A region with several labels, because of
+        corrections, is a unit for each of them.
 
         Args:
-            shown: what `result` gave, if it is at hand.
+            shown: the output of `result`, if already computed.
         """
         return self._photo(photo).units((shown or self.result(photo)).labels, len(self.labels))
 
@@ -179,17 +180,17 @@ class LabelSession:
         box: Iterable[float] | None = None,
         point: tuple[int, int] | None = None,
     ) -> Correction:
-        """Say what some pixels show; all photos are judged anew.
+        """Correct the label of some pixels. All photos are labelled again.
 
         Args:
-            name: of the class; a new one is added to the labels; "nothing" for none of them.
-            mask: bool (H, W), the pixels. box: x0, y0, x1, y1 in pixels, right and bottom exclusive: what `proposals`
-                finds in it. point: x, y: what a click takes there; see `units`.
+            name: of the class. A new one is added to the labels; "nothing" means none of them.
+            mask: bool (H, W), the pixels. box: x0, y0, x1, y1 in pixels, right and bottom exclusive: takes what
+                `proposals` finds in it. point: x, y: takes what a click there selects; see `units`.
 
         Raises:
-            OptionError: not one of mask, box and point, or no such photo.
-            ProposalError: outside the photo, or empty.
-            LabelError: an unusable name.
+            OptionError: If not exactly one of mask, box and point is given, or there is no such photo.
+            ProposalError: If it is outside the photo, or empty.
+            LabelError: If the name is unusable.
         """
         one = self._photo(photo)
         if sum(given is not None for given in (mask, box, point)) != 1:
@@ -197,20 +198,21 @@ class LabelSession:
         if mask is not None:
             found = np.asarray(mask)
             if found.shape != one.said.shape or found.dtype != bool:
-                raise ProposalError(f"mask is {found.dtype} {found.shape}: bool {one.said.shape}, as the photo")
+                raise ProposalError(
+                    f"mask is {found.dtype} {found.shape}: it must be bool {one.said.shape}, as the photo"
+                )
         elif box is not None:
             found = prompted(one.encoded.rgb, boxes=[list(box)], proposer=self.proposals or "grid").mask(0)
         else:
             found = self._around(photo, *(point or (0, 0)))
         if not found.any():
-            raise ProposalError("a correction of no pixels; mark some")
+            raise ProposalError("the correction has no pixels; mark some")
         made = self._correction(photo, self._known(name), found)
         self._say([made])
         return made
 
     def confirm(self, photo: str) -> list[Correction]:
-        """Say that a photo is right as `result` shows it: each of its regions becomes an example, and the rest of each
-        label another."""
+        """Confirm a photo as `result` shows it. Each region, and the rest of each label, becomes an example."""
         one, shown = self._photo(photo), self.result(photo)
         rest, ids = one.said == UNKNOWN, one.regions.segment_map()
         names = [*self.labels.names, UNLABELLED]
@@ -221,7 +223,7 @@ class LabelSession:
         return step
 
     def undo(self) -> list[Correction]:
-        """Take back the last correction, or confirmation; what it said is returned, nothing if there is none."""
+        """Undo the last correction or confirmation. It is returned; the list is empty if there was none."""
         if not self._steps:
             return []
         step = self._steps.pop()
@@ -237,17 +239,19 @@ class LabelSession:
         return step
 
     def order(self) -> list[tuple[str, float]]:
-        """The photos, those first where words and corrections disagree most, then the least sure; and the share of
-        places of each, 0..1, at which they do. What a person said is not counted."""
+        """Return the photos, those first where words and examples disagree most, then the least sure.
+
+        Each comes with the share of places, 0..1, where they disagree. Corrected places do not count.
+        """
         return [
             (name, photo.doubt[0])
             for name, photo in sorted(self._photos.items(), key=lambda item: item[1].doubt, reverse=True)
         ]
 
     def to_coco(self) -> dict[str, Any]:
-        """All photos as COCO, ready for JSON: what was said, in order, then what was found, each class once a photo.
+        """Return all photos as COCO, ready for JSON: corrections in order, then results, each class once per photo.
 
-        What was said has `"corrected": true`, and is read again by `restore`.
+        Corrections have `"corrected": true`, and `restore` reads them again.
         """
         names = [*self.labels.names, UNLABELLED]
         said = [(one.photo, one.name, one.mask) for one in self.corrections]
@@ -263,22 +267,24 @@ class LabelSession:
         """Write `to_coco` as JSON.
 
         Raises:
-            OutputError: the disk refuses.
+            OutputError: If the file cannot be written.
         """
         return atomic_write(path, json_text(self.to_coco()).encode())
 
     def restore(self, content: Mapping[str, Any]) -> list[str]:
-        """Say again what a saved session says of the photos that were added, by their names.
+        """Apply the corrections of a saved session to the added photos, matched by name.
 
         Returns:
-            The names of photos that it speaks of and that are not here.
+            The names of its photos that were not added here.
 
         Raises:
-            LabelError: it is no session, or of photos of another size.
+            LabelError: If it is not a session, or its photos have another size.
         """
         with SAVED.sense("of these photos"):
             sizes = {name: photo.said.shape for name, photo in self._photos.items()}
-            for _ in corrected(content, sizes):  # all can be read before any is said; masks of thousands are not kept
+            for _ in corrected(
+                content, sizes
+            ):  # all must be readable before any is applied; thousands of masks are not kept
                 pass
             missing = sorted({str(row["file_name"]) for row in content["images"]} - set(sizes))
         step = [self._correction(name, self._known(label), mask) for name, label, mask in corrected(content, sizes)]
@@ -297,14 +303,14 @@ class LabelSession:
         model: str | Backbone = "auto",
         **options: Any,
     ) -> Self:
-        """A saved session, with its photos from a folder.
+        """Load a saved session, with its photos from a folder.
 
         Args:
-            path: of what `save` wrote. folder: where the photos are. model, options: as the constructor takes them.
+            path: a file that `save` wrote. folder: contains the photos. model, options: as for the constructor.
 
         Raises:
-            LabelError: it is no session.
-            ImageError: a photo is missing or unreadable. Else as the constructor.
+            LabelError: If it is not a session.
+            ImageError: If a photo is missing or unreadable. Other errors as for the constructor.
         """
         content = read_json(path, SAVED, ("info", "images", "annotations", "categories"))
         with SAVED.sense(path):
@@ -322,7 +328,7 @@ class LabelSession:
         return self._photos[name]
 
     def _known(self, name: str) -> str:
-        """A name that is one of the labels, or becomes one."""
+        """Return the label of this name, adding it if it is new."""
         if name.strip() == UNLABELLED:
             return UNLABELLED
         (name,) = LabelSet.parse([name]).names
@@ -339,7 +345,7 @@ class LabelSession:
         return name
 
     def _number(self, name: str) -> int:
-        """The number of a class in a result, -1 for "nothing"."""
+        """Return the index of a class in results, -1 for "nothing"."""
         return -1 if name == UNLABELLED else self.labels.names.index(name)
 
     def _renumber(self, count: int) -> None:
@@ -368,7 +374,7 @@ class LabelSession:
         self._photos[one.photo].said[one.mask] = names.index(one.name)
 
     def _learn(self, changed: Iterable[str]) -> None:
-        """Take in what was said of some photos, and judge all."""
+        """Update photos with changed corrections, and label all photos again."""
         for name in changed:
             self._photos[name].uncover()
         if self._read_by != self.labels:
@@ -379,23 +385,23 @@ class LabelSession:
 
     @property
     def _owners(self) -> list[str]:
-        """The names of examples, each once."""
+        """The names of examples, without repeats."""
         return list(dict.fromkeys(one.name for one in self.corrections))
 
     def _by_words(self, encoded: Encoded, image: Any = None, taught: Iterable[str] = ()) -> SegmentationResult:
-        """What words alone say of a photo."""
+        """Label a photo by words alone."""
         segmenter = self.learner.segmenter
         evidence = self.learner.judge(encoded, self.labels)
         policy = segmenter.background
         return segmenter.decide(evidence, encoded.rgb, self.labels, policy, image=image, taught=tuple(taught))
 
     def _judge(self) -> None:
-        """Name regions by all examples; how far words and examples disagree in photos, and how unsure they are."""
+        """Name regions by all examples, and compute how far words and examples disagree in each photo."""
         said, owners, photos = self.corrections, self._owners, list(self._photos.values())
         regions = torch.cat([photo.vectors for photo in photos]) if photos else torch.empty(0)
         examples = torch.stack([one.vector for one in said]) if said else torch.empty(0)
         numbers, owned = [self._number(name) for name in owners], [owners.index(one.name) for one in said]
         for photo in photos:
-            told = bool(said) and len(photo.vectors) > 0
-            found = named(photo.vectors, regions.mean(dim=0), examples, owned, self.like) if told else None
+            usable = bool(said) and len(photo.vectors) > 0
+            found = named(photo.vectors, regions.mean(dim=0), examples, owned, self.like) if usable else None
             photo.weigh(found, numbers)

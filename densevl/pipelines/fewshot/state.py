@@ -1,4 +1,4 @@
-"""What a `FewShot` has learned: its model, its classes, and a head for each kind of feature."""
+"""The state of a `FewShot`: its model, its classes, and a head for each kind of feature."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from densevl.vocabulary.prompts import Prompt
 from densevl.vocabulary.text_classifier import TextClassifier
 
 MIXED = (
-    "images and words are mixed, and a whole image is nearer to images than to any word: take either, or name regions "
-    "or pixels, where the two are put on one scale"
+    "images and words are mixed, and a whole image is closer to images than to any word: use only one kind, or name "
+    "regions or pixels, where both are put on one scale"
 )
 
 
 class Learned:
-    """What examples and words have taught.
+    """What was learned from examples and words.
 
     Attributes:
-        level: "image", "region" or "pixel". head: its name, and settings, what it was made with. has_words: whether
+        level: "image", "region" or "pixel". head: its name, with the settings it was created with. has_words: whether
             the model compares images and words. labels: None before `fit`. heads: by kind of feature. counts: examples
-            by class. pictures: a hash of each whole image learned from. calibration: of confidence. guessed: how
-            examples were found among images without labels, if they were. guided: how many classes crops rank anew;
-            None for none.
+            by class. pictures: one hash per whole image learned from. calibration: of confidence. guessed: how
+            examples were found among unlabelled images, if they were. guided: how many classes crops rank again, or
+            None.
     """
 
     level: str
@@ -59,10 +59,10 @@ class Learned:
     guided: int | None
 
     def judge(self, encoded: Encoded, labels: LabelSet | None = None) -> Evidence:
-        """Scores of the places of an encoded photo: by what was fitted, or by the words of `labels` alone.
+        """Score the places of an encoded photo, by the fitted head or by the words of `labels` alone.
 
         Raises:
-            ModelError: nothing fitted, and no labels.
+            ModelError: If nothing was fitted, and there are no labels.
         """
         if labels is not None:
             text = self.segmenter.embed_text(labels, self.segmenter.background)
@@ -72,7 +72,7 @@ class Learned:
         return Evidence(scores, encoded.windows, as_text(head.text, names))
 
     def facts(self) -> dict[str, Any]:
-        """All that decides a result besides the image and its regions, what was learned included; ready for JSON."""
+        """Return everything that affects a result besides the image and regions, with fitted state, ready for JSON."""
         features = self.features
         whole = features.classify.facts() if isinstance(features, RegionFeatures) else self.segmenter.facts()
         states = {kind: head.state() for kind, head in self.heads.items()}
@@ -101,15 +101,16 @@ class Learned:
         return tokens is not None
 
     def tower(self) -> Any:
-        """The model, for head "prompt", which asks more of it than `Backbone` has."""
+        """Return the model, for head "prompt", which uses more of it than `Backbone` defines."""
         return self.backbone
 
     def templates(self) -> tuple[str, ...]:
-        """The templates that head "prompt" learned, or those it was given, where they are better; any pipeline on the
-        same model takes them as `templates`, for any labels.
+        """Return the templates that head "prompt" learned, or those it was given if they are better.
+
+        Any pipeline with the same model accepts them as `templates`, for any labels.
 
         Raises:
-            ModelError: another head, nothing fitted, or contexts that depend on the image.
+            ModelError: If the head is another one, nothing was fitted, or contexts depend on the image.
         """
         self.fitted()
         head = next(iter(self.heads.values()))
@@ -119,11 +120,11 @@ class Learned:
         return head.templates
 
     def words(self, labels: Labels) -> torch.Tensor:
-        """Unit rows (C, D) float32 of any labels, as head "prompt" learned to say them, a class each.
+        """Embed any labels with the templates that head "prompt" learned: unit rows (C, D) float32, one per class.
 
         Raises:
-            ModelError: another head, or nothing fitted.
-            LabelError: unusable labels.
+            ModelError: If the head is another one, or nothing was fitted.
+            LabelError: If the labels are unusable.
         """
         asked = LabelSet.parse(labels)
         text = TextClassifier(self.backbone, self.templates(), use_cache=False)
@@ -135,11 +136,11 @@ class Learned:
         return self.labels
 
     def taught(self) -> tuple[str, ...]:
-        """The classes that have examples."""
+        """Return the classes that have examples."""
         return tuple(name for name in self.fitted().names if self.counts[name])
 
     def warnings(self, labels: LabelSet) -> tuple[str, ...]:
-        """What the user should know about classes that only their words tell of."""
+        """Return what the user should know about classes that are only defined by words."""
         if not self.has_words:
             return ()
         taught = self.taught() if self.labels is not None else ()
@@ -150,5 +151,5 @@ class Learned:
 
     def meta(self) -> dict[str, Any]:
         found = {kind: dict(head.found) for kind, head in self.heads.items()}
-        told = {"head": self.head, "level": self.level, "examples": dict(self.counts), "found": found}
-        return {"fewshot": told if self.guessed is None else {**told, "unlabelled": self.guessed}}
+        facts = {"head": self.head, "level": self.level, "examples": dict(self.counts), "found": found}
+        return {"fewshot": facts if self.guessed is None else {**facts, "unlabelled": self.guessed}}
