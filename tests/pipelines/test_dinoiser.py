@@ -85,7 +85,7 @@ def test_windows_each_have_their_own_look(file) -> None:
             lambda file: RegionClassifier(wrap(random_clip()), "pool", recipe="dinoiser", proxy=str(file)).policy(
                 "foreground"
             ),
-            "tells pixels",
+            "is for pixels",
         ),
     ],
 )

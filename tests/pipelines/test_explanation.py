@@ -172,13 +172,13 @@ def test_words_of_a_head_explain_a_share_of_it(explain) -> None:
         (lambda e: e(SCENE, "cat,dog"), LabelError, "2 labels to explain"),
         (lambda e: e("absent.png", "cat"), ImageError, "absent"),
         (lambda e: e.heads(SCENE, "cat", blocks=0), OptionError, "from 1 to 6"),
-        (lambda e: e.heads(SCENE, "cat", blocks=-7), OptionError, "from 1 to 6, or the last so many, -1 to -6"),
+        (lambda e: e.heads(SCENE, "cat", blocks=-7), OptionError, "from 1 to 6, or -1 to -6 for the last"),
         (lambda e: e.heads(SCENE, "cat", blocks="last"), OptionError, "from 1 to 6"),
-        (lambda e: e.head_texts(SCENE, block=6, head=1), ImageError, "two at least"),
+        (lambda e: e.head_texts(SCENE, block=6, head=1), ImageError, "at least two"),
         (lambda e: e.head_texts(SCENES, block=6, head=3), OptionError, "heads 1 to 2"),
         (lambda e: e.head_texts(SCENES, block=6, head=1, m=0), OptionError, "at least 1"),
         (lambda e: e.pairs(SCENE, "word " * 40), LabelError, "longer than the 32 tokens"),
-        (lambda e: e.pairs(SCENE, ["cat"]), LabelError, "give one text"),
+        (lambda e: e.pairs(SCENE, ["cat"]), LabelError, "give one string"),
         (lambda e: e(SCENE, "cat").save("map.jpg"), OutputError, "ends in .png"),
         (lambda e: e(SCENE, "cat").save(None), OutputError, "save to a NoneType"),
         *[
@@ -193,10 +193,10 @@ def test_what_cannot_be_explained_is_refused(explain, call, error, said) -> None
 
 
 def test_spans_and_boxes_that_are_not_there_are_refused(mushroom) -> None:
-    with pytest.raises(LabelError, match="no part of the caption; its words are a red mushroom"):
+    with pytest.raises(LabelError, match="not part of the caption; its words are a red mushroom"):
         mushroom.span("dog")
     for words in (None, 5):
-        with pytest.raises(LabelError, match="give some of the caption as one text"):
+        with pytest.raises(LabelError, match="give part of the caption as one string"):
             mushroom.span(words)
     for box in ((0, 0, 500, 5), (5, 5, 5, 9), (1, 2), None, (float("nan"), 0, 1, 1)):
         with pytest.raises(OptionError, match="192x192"):

@@ -180,8 +180,8 @@ def test_a_mesh_keeps_its_vertices_as_they_stand(tmp_path) -> None:
     ("change", "error", "said"),
     [
         ({"matrix": np.eye(4)}, OptionError, "camera matrix"),
-        ({"pose": np.eye(2)}, OptionError, "a pose is"),
-        ({"pose": np.eye(4) * 2}, OptionError, "no rotation"),
+        ({"pose": np.eye(2)}, OptionError, "a pose must be"),
+        ({"pose": np.eye(4) * 2}, OptionError, "must be a rotation"),
         ({"convention": "colmap"}, OptionError, "opengl, opencv"),
         ({"matrix": "x"}, OptionError, "camera matrix"),
         ({"matrix": MATRIX.T}, OptionError, "camera matrix"),
@@ -224,7 +224,7 @@ def test_a_file_of_views_that_cannot_be_used_is_one_line(posed, change, said) ->
 
 
 def test_a_photo_that_was_turned_is_not_that_of_its_camera() -> None:
-    with pytest.raises(ImageError, match="turned or cut"):
+    with pytest.raises(ImageError, match="turned or cropped"):
         View("a.jpg", MATRIX, np.eye(4), size=(30, 40)).project(np.zeros((1, 3)), (40, 30))
 
 

@@ -206,7 +206,7 @@ def test_strict_ends_a_search_and_results_are_no_photos(folder, tmp_path, monkey
         (["--for", "cat", "--like", "x.png"], "one of the two"),
         (["--like", "x.png", "--against", "dog"], "goes with words"),
         (["--for", "cat", "--proposals", "slic"], "no proposer 'slic'"),
-        (["--for", "cat", "--operator", "pool+crop", "--model", "mini"], "one vector a region"),
+        (["--for", "cat", "--operator", "pool+crop", "--model", "mini"], "one vector per region"),
         (["--like", "missing.png:1,2,3,4", "--model", "mini", "--proposals", "grid"], "missing.png"),
         (["--like", f"{WATER}:1,2,.,4", "--model", "mini", "--proposals", "grid"], "a box is x0,y0,x1,y1"),
     ],

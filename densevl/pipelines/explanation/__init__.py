@@ -1,1 +1,1 @@
-"""Where a score comes from: patches, heads, and pairs of words and patches."""
+"""Explain where a score comes from: patches, heads, and pairs of words and patches."""

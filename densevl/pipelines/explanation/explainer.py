@@ -1,4 +1,4 @@
-"""`Explainer`: where the score of an image and a text comes from."""
+"""`Explainer`: explain where the score of an image and a text comes from."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from densevl.vocabulary import LabelSet
 from densevl.vocabulary.nouns import nouns
 from densevl.vocabulary.text_classifier import TextClassifier
 
-BATCH = 16  # images that are read together
+BATCH = 16  # images read together
 BLOCKS, TEXT_BLOCK = -4, -1
 JOINING = frozenset(["a", "an", "the", "and", "or", "but", "of", "in", "on", "at", "by", "for", "from", "to", "with"])
-"""Words of a caption that name nothing, so that there is no need to know them."""
+"""Words of a caption that name nothing, so the model need not know them."""
 
 
 class HeadText(NamedTuple):
-    """A word that a head speaks of. Attributes: text. share: of the head's variance over the images, 0..1."""
+    """A word that describes a head. Attributes: text. share: of the head's variance over the images, 0..1."""
 
     text: str
     share: float
 
 
 class Explainer:
-    """Where the score of an image and a text comes from, with one model that reads its image embedding from CLS.
+    """Explain where the score of an image and a text comes from. The model must read its image embedding from CLS.
 
     Examples:
         >>> explain = Explainer("mini")
@@ -52,7 +52,7 @@ class Explainer:
         >>> explain.heads("scene.png", "penguin").top(3)
         >>> explain.pairs("scene.png", "a penguin on wood").scores
 
-    Photos are resized to the trained size without a crop, as `FewShot` and `densevl classify` have them.
+    Photos are resized to the training size without a crop, as for `FewShot` and `densevl classify`.
     """
 
     @checked
@@ -67,11 +67,11 @@ class Explainer:
         """Load the model, in float32.
 
         Args:
-            model, weights, device, templates: as `Segmenter` takes them.
+            model, weights, device, templates: as for `Segmenter`.
 
         Raises:
-            ModelError: it cannot be loaded, or its embedding is no sum over patches: pooled from all patches, no ViT,
-                or no CLIP.
+            ModelError: If the model cannot be loaded, or its embedding is not a sum over patches: it is pooled from all
+                patches, not from a ViT, or not from a CLIP.
         """
         loaded = model if isinstance(model, Backbone) else load_backbone(model, weights, device=device)
         self._tower = require_split(getattr(loaded, "tower", None), loaded.name)
@@ -81,20 +81,20 @@ class Explainer:
 
     @property
     def depth(self) -> int:
-        """Blocks of the image tower."""
+        """Number of blocks of the image tower."""
         return self._tower.depth
 
     def __call__(self, image: Any, label: str, *, against: Any = None) -> PatchMap:
-        """What each patch adds to the score of a label (Gandelsman et al., ICLR 2024).
+        """Compute what each patch adds to the score of a label (Gandelsman et al., ICLR 2024).
 
         Args:
-            image: as `densevl.images.read_image` takes it.
+            image: any that `densevl.images.read_image` accepts.
             label: a word, or synonyms ("cat | kitten"), of which the best one is explained.
-            against: words whose mean score is taken off, as `LabelSet.parse` takes them; None for the cosine itself.
+            against: words whose mean score is subtracted, as for `LabelSet.parse`; None explains the cosine itself.
 
         Raises:
-            ImageError, LabelError: unusable ones.
-            ModelError: the parts do not add up to the score.
+            ImageError, LabelError: If the image or the words are unusable.
+            ModelError: If the parts do not add up to the score.
         """
         rgb, word, others, parts = self._parts(image, label, against)
         attention_LAN = parts.attention_TLAN[0].double().cpu()
@@ -114,14 +114,14 @@ class Explainer:
         )
 
     def heads(self, image: Any, label: str, *, against: Any = None, blocks: int | Sequence[int] = BLOCKS) -> HeadMaps:
-        """What each head adds to the score of a label, by patch.
+        """Compute what each head adds to the score of a label, by patch.
 
         Args:
-            image, label, against: as in a call.
-            blocks: -4 for the last four, or the numbers of some, from 1.
+            image, label, against: as for a call.
+            blocks: block numbers from 1, or -4 for the last four.
 
         Raises:
-            OptionError: no such blocks. Others as in a call.
+            OptionError: If there are no such blocks. Other errors as for a call.
         """
         chosen = self._blocks(blocks)
         rgb, word, others, parts = self._parts(image, label, against)
@@ -140,25 +140,25 @@ class Explainer:
 
     @torch.no_grad()
     def head_texts(self, images: Any, words: Any = None, *, block: int, head: int, m: int = 10) -> tuple[HeadText, ...]:
-        """The words along which a head varies most over images (TextSpan), first those that explain most.
+        """Find the words along which a head varies most over images (TextSpan), most explanatory first.
 
         Args:
-            images: several, as `AnomalyDetector.fit` takes them: a folder, paths or arrays. A few dozen of different
-                kinds say something; with K of them there are at most K words.
-            words: as `LabelSet.parse` takes them; None takes densevl's list of English nouns.
-            block, head: from 1. m: how many words.
+            images: as for `AnomalyDetector.fit`: a folder, paths or arrays. A few dozen different ones are needed for a
+                useful result; K images give at most K words.
+            words: as for `LabelSet.parse`; None takes densevl's list of English nouns.
+            block, head: from 1. m: number of words.
 
         Raises:
-            ImageError: fewer than two images.
-            LabelError: unusable words.
-            OptionError: no such head or number.
+            ImageError: If there are fewer than two images.
+            LabelError: If the words are unusable.
+            OptionError: If there is no such head, or m is impossible.
         """
         if not is_whole(m) or m < 1:
-            raise OptionError(f"m is {m!r}; it is how many words, at least 1")
+            raise OptionError(f"m is {m!r}; it must be a number of words, at least 1")
         place = self._head(block, head)
         vectors = [head_vectors(self._tower, pixels, place[0] - 1, place[1] - 1) for pixels in self._batches(images)]
         if sum(map(len, vectors)) < 2:
-            raise ImageError("a head varies over images: give two at least, better a few dozen")
+            raise ImageError("how a head varies needs several images: give at least two, better a few dozen")
         texts = nouns() if words is None else LabelSet.parse(words)
         embedded = self._text.encode(texts)
         found = text_span(torch.cat(vectors), embedded.vectors, m)
@@ -166,20 +166,20 @@ class Explainer:
 
     @torch.no_grad()
     def mute(self, heads: Iterable[tuple[int, int]], images: Any) -> Backbone:
-        """The model with heads that give their mean over images, whatever they are shown (mean ablation).
+        """Return the model with heads replaced by their mean over images, whatever the input (mean ablation).
 
-        What it no longer does, those heads did. It runs wherever a model does: `Segmenter(explain.mute(...))`.
+        What the model can no longer do was done by those heads. It runs anywhere: `Segmenter(explain.mute(...))`.
 
         Args:
-            heads: (block, head), both from 1. images: as of `head_texts`, at least one.
+            heads: (block, head) pairs, both from 1. images: as for `head_texts`, at least one.
 
         Raises:
-            OptionError: no heads, or none such.
-            ImageError: no images.
+            OptionError: If there are no heads, or a head does not exist.
+            ImageError: If there are no images.
         """
         pairs = list(heads) if isinstance(heads, Iterable) else []
         if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
-            raise OptionError(f"heads is {heads!r}; give pairs of a block and a head, as [(6, 1)]")
+            raise OptionError(f"heads is {heads!r}; give pairs of a block and a head, such as [(6, 1)]")
         chosen: dict[int, list[int]] = {}
         for block, head in sorted({self._head(*pair) for pair in pairs}):
             chosen.setdefault(block - 1, []).append(head - 1)
@@ -188,23 +188,23 @@ class Explainer:
 
     @torch.no_grad()
     def pairs(self, image: Any, caption: str, *, text_block: int = TEXT_BLOCK) -> PairMap:
-        """What each word of a caption and each patch add together to the score (Moeller et al., TMLR 2025).
+        """Compute what each word of a caption and each patch together add to the score (Moeller et al., TMLR 2025).
 
-        The references are an image of the mean colour and a text of one padding token. What is varied is what enters
-        the last block of the image side, and a block of the text side.
+        The references are an image of the mean colour and a text of one padding token. The varied inputs are those of
+        the image tower's last block and of one block of the text tower.
 
         Args:
-            image: as `densevl.images.read_image` takes it. caption: encoded as it is, without templates.
-            text_block: 1 is the first, -1 the last, as the authors have it. Before the last, much of a caption has
-                gone over to the mark of its end, above all in a text side of few blocks.
+            image: any that `densevl.images.read_image` accepts. caption: encoded without templates.
+            text_block: 1 is the first, -1 the last, as in the paper. Before the last block, much of the caption has
+                already moved to the end token, above all in a text tower with few blocks.
 
         Raises:
-            ImageError, LabelError: unusable ones; a caption that is too long.
-            ModelError: the text side is no CLIP's.
-            OptionError: no such block.
+            ImageError, LabelError: If the image or the caption is unusable, such as a caption that is too long.
+            ModelError: If the text tower is not a CLIP's.
+            OptionError: If there is no such block.
         """
         if not isinstance(caption, str):
-            raise LabelError(f"the caption is a {type(caption).__name__}; give one text")
+            raise LabelError(f"the caption is a {type(caption).__name__}; give one string")
         rgb = read_image(image)
         own = read_caption(self.backbone, caption, text_block)
         pixels, tower = self._pixels(rgb), self._tower
@@ -213,7 +213,7 @@ class Explainer:
         read = LastBlock(tower.view(tower.depth - 1, grid), 0, tower.read)
         found = interact(integrate(own.read, own.x_SD, own.reference_SD), integrate(read, x_ND, reference_ND))
         rows = found.pairs_SN.new_zeros(len(own.words) + 1, found.pairs_SN.shape[1]).double()
-        # the mark of the start sees itself alone, and so is the same in the reference
+        # the start token attends only to itself, and so is the same in the reference
         owners = torch.tensor([len(own.words) if word < 0 else word for word in own.owners], device=rows.device)
         rows = rows.index_add_(0, owners, found.pairs_SN.double()).cpu()
         maps = rows[:, tower.prefix :].unflatten(1, grid).numpy()
@@ -238,7 +238,7 @@ class Explainer:
 
     @torch.no_grad()
     def _parts(self, image: Any, label: str, against: Any) -> tuple[np.ndarray, str, tuple[str, ...], Parts]:
-        """The photo, the word that is explained, those it is compared with, and the parts of its score."""
+        """Return the photo, the explained word, the words it is compared with, and the parts of its score."""
         asked = LabelSet.parse(label)
         if len(asked) != 1:
             raise LabelError(f"{len(asked)} labels to explain; give one, and others with against= (--against)")
@@ -259,11 +259,11 @@ class Explainer:
         return pixels.to(next(self.backbone.model.visual.parameters()).dtype)  # type: ignore[attr-defined]
 
     def _before_last(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Tokens before the last block: (N, D)."""
+        """Return the tokens before the last block: (N, D)."""
         return run_trunk(self._tower, pixels, AS_TRAINED, leave=1, taps=frozenset()).x_BND[0]
 
     def _batches(self, images: Any) -> Iterator[torch.Tensor]:
-        """Pixels of images, some at a time."""
+        """Yield the pixels of images in batches."""
         waiting: Iterator[Any] = iter(each_image(images))
         first = True
         while some := list(islice(waiting, BATCH)):
@@ -279,7 +279,7 @@ class Explainer:
         given = [blocks] if is_whole(blocks) else list(blocks) if isinstance(blocks, Iterable) else []
         if not given or not all(is_whole(block) and 1 <= block <= depth for block in given):
             raise OptionError(
-                f"blocks is {blocks!r}; give numbers from 1 to {depth}, or the last so many, -1 to -{depth}"
+                f"blocks is {blocks!r}; give block numbers from 1 to {depth}, or -1 to -{depth} for the last blocks"
             )
         return tuple(sorted({int(block) for block in given}))
 
@@ -287,7 +287,7 @@ class Explainer:
         heads = self._tower.view(0, (1, 1)).heads
         if not (is_whole(block) and is_whole(head) and 1 <= block <= self.depth and 1 <= head <= heads):
             raise OptionError(
-                f"no head {head!r} of block {block!r}: model '{self.backbone.name}' has blocks 1 to {self.depth} of "
+                f"no head {head!r} of block {block!r}: model '{self.backbone.name}' has blocks 1 to {self.depth} with "
                 f"heads 1 to {heads}"
             )
         return int(block), int(head)
@@ -300,12 +300,12 @@ class Explainer:
 
 
 def _naming(words: Sequence[str]) -> list[str]:
-    """Words of a caption that may name something: neither punctuation nor `JOINING`."""
+    """Return the words of a caption that may name something: neither punctuation nor in `JOINING`."""
     return [word for word in words if word.casefold() not in JOINING and any(map(str.isalnum, word))]
 
 
 def _gap(gap: float) -> str:
     return (
-        f"the pairs add up to {abs(gap):.1g} {'more' if gap > 0 else 'less'} than they are to, as the model is too "
-        "steep between the references and these inputs: read them as rough"
+        f"the pairs add up to {abs(gap):.1g} {'more' if gap > 0 else 'less'} than they should, because the model is "
+        "too steep between the references and these inputs: the values are only rough"
     )

@@ -1,4 +1,4 @@
-"""What `Explainer` gives: numbers on the patch grid that add up to a score, and pictures of them."""
+"""Results of `Explainer`: numbers on the patch grid that add up to a score, and pictures of them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from densevl.images import encode_png
 from densevl.results.base import to_json
 
 Floats = npt.NDArray[np.float64]
-SHEET, SHOWN = 1200, 640  # pixels of a sheet across, and of a photo in it along its long side
-ACROSS, LEAST, MOST = 160, 640, 2400  # pixels of the map of a head, and of a sheet of them
-MOST_WORDS = 19  # of a sheet
+SHEET, SHOWN = 1200, 640  # pixels: width of a sheet, and long side of a photo in it
+ACROSS, LEAST, MOST = 160, 640, 2400  # pixels: width of a head's map, and least and greatest width of their sheet
+MOST_WORDS = 19  # per sheet
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation(ABC):
-    """What all explanations have.
+    """Base class of explanations.
 
     Attributes:
-        score: what is explained, a cosine or a difference of cosines. image: uint8 RGB (H, W, 3), all of which is fed,
-            resized to the trained size. meta: what made it. warnings: a sentence each.
+        score: the explained value, a cosine or a difference of cosines. image: uint8 RGB (H, W, 3). All of it is fed,
+            resized to the training size. meta: what it was made with. warnings: one sentence each.
     """
 
     score: float
@@ -42,21 +42,21 @@ class Explanation(ABC):
 
     @abstractmethod
     def overlay(self) -> npt.NDArray[np.uint8]:
-        """The picture: uint8 RGB."""
+        """Draw the explanation: uint8 RGB."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """All numbers, ready for JSON."""
+        """Return all numbers, ready for JSON."""
 
     def brief(self) -> dict[str, Any]:
-        """Its numbers without the maps, and the warnings."""
+        """Return the numbers without the maps, and the warnings."""
         return {**_without_maps(self.facts()), "warnings": list(self.warnings)}
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
-        """Write the picture, and its numbers as a JSON of the same stem, both or none.
+        """Write the picture, and its numbers as a JSON of the same stem, either both or neither.
 
         Raises:
-            OutputError: it is no name that ends in .png, or the disk refuses.
+            OutputError: If the name does not end in .png, or the files cannot be written.
         """
         try:
             target = Path(path)
@@ -72,7 +72,7 @@ class Explanation(ABC):
     def _photo(self) -> npt.NDArray[np.uint8]:
         picture = Image.fromarray(self.image)
         picture.thumbnail((SHOWN, SHOWN))
-        if max(picture.size) < SHOWN // 2:  # a small drawing: its maps are to be seen, too
+        if max(picture.size) < SHOWN // 2:  # enlarge small drawings, to make their maps visible
             times = SHOWN // max(picture.size)
             picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.LANCZOS)
         return np.array(picture)
@@ -80,13 +80,14 @@ class Explanation(ABC):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PatchMap(Explanation):
-    """What each patch adds to the score of a label: exact, all parts add up to the score.
+    """What each patch adds to the score of a label. It is exact: all parts add up to the score.
 
     Attributes:
-        label: the word explained, the best of its synonyms. against: the words whose mean score is taken off.
-        map: (h, w), by the attention of all blocks and heads.
-        cls: by what CLS sees of itself. mlps: (L,) by the MLP of each block. start: by what enters the first block.
-        blocks: (L,) of the map and `cls`, what each block's attention adds.
+        label: the explained word, the best of its synonyms. against: the words whose mean score is subtracted.
+        map: (h, w), what the attention of all blocks and heads adds.
+        cls: what the attention of CLS to itself adds. mlps: (L,), what the MLP of each block adds. start: what the
+            input of the first block adds.
+        blocks: (L,), what each block's attention adds to the map and `cls`.
     """
 
     label: str
@@ -102,15 +103,15 @@ class PatchMap(Explanation):
 
     @property
     def parts(self) -> dict[str, float]:
-        """What the score is the sum of."""
+        """The parts that the score is the sum of."""
         return {"patches": float(self.map.sum()), "CLS": self.cls, "MLPs": float(self.mlps.sum()), "input": self.start}
 
     def overlay(self) -> npt.NDArray[np.uint8]:
-        """The photo, beside it the photo under its map, and the bar of colours below: uint8 RGB."""
+        """Draw the photo, the photo under its map next to it, and the colour bar below: uint8 RGB."""
         photo, limit = self._photo(), _limit(self.map)
-        told = ", ".join(f"{name} {value:+.3f}" for name, value in self.parts.items())
-        less = f" less {', '.join(self.against)}" if self.against else ""
-        titles = (f"score of {self.label}{less}: {self.score:.3f}", f"= {told}")
+        parts = ", ".join(f"{name} {value:+.3f}" for name, value in self.parts.items())
+        minus = f" minus {', '.join(self.against)}" if self.against else ""
+        titles = (f"score of {self.label}{minus}: {self.score:.3f}", f"= {parts}")
         return _above(contact_sheet([photo, draw_signed(photo, self.map, limit)], titles, 2, SHEET), limit)
 
     def facts(self) -> dict[str, Any]:
@@ -131,8 +132,8 @@ class HeadMaps(Explanation):
     """What each head of some blocks adds to the score of a label, by patch.
 
     Attributes:
-        label, against: as of `PatchMap`. blocks: the numbers of the blocks, from 1.
-        maps: (L', A, h, w) by block, head and patch. cls: (L', A) by what CLS sees of itself.
+        label, against: as for `PatchMap`. blocks: the block numbers, from 1.
+        maps: (L', A, h, w) by block, head and patch. cls: (L', A), what the attention of CLS to itself adds.
     """
 
     label: str
@@ -142,22 +143,22 @@ class HeadMaps(Explanation):
     cls: Floats
 
     def __repr__(self) -> str:
-        told = ", ".join(f"{block}.{head} {score:+.3f}" for (block, head), score in self.top(3))
-        return f"HeadMaps({self.label!r}, score {self.score:.3f}, {told})"
+        best = ", ".join(f"{block}.{head} {score:+.3f}" for (block, head), score in self.top(3))
+        return f"HeadMaps({self.label!r}, score {self.score:.3f}, {best})"
 
     @property
     def scores(self) -> Floats:
-        """(L', A), what each head adds by all patches and CLS."""
+        """What each head adds over all patches and CLS, (L', A)."""
         return np.asarray(self.maps.sum(axis=(2, 3)) + self.cls)
 
     def top(self, count: int) -> list[tuple[tuple[int, int], float]]:
-        """The heads that add or take off most: ((block, head), score), both from 1.
+        """Return the heads that add or subtract most: ((block, head), score), both from 1.
 
         Raises:
-            OptionError: count is not a whole number of at least 1.
+            OptionError: If count is not a whole number of at least 1.
         """
         if not is_whole(count) or count < 1:
-            raise OptionError(f"count is {count!r}; it is how many heads, at least 1")
+            raise OptionError(f"count is {count!r}; it must be a number of heads, at least 1")
         scores = self.scores
         order = np.argsort(-np.abs(scores), axis=None, kind="stable")[:count]
         places = [np.unravel_index(int(place), scores.shape) for place in order]
@@ -173,11 +174,14 @@ class HeadMaps(Explanation):
         return f"blocks {first} to {last}" if joined else f"blocks {', '.join(map(str, self.blocks))}"
 
     def overlay(self) -> npt.NDArray[np.uint8]:
-        """The photo and the sum of all heads, below a map for each, a block a row: uint8 RGB."""
+        """Draw the photo and the sum of all heads; below, a map for each head, with one block per row: uint8 RGB."""
         photo, heads = self._photo(), self.maps.shape[1]
         whole, limit = self.maps.sum(axis=(0, 1)), _limit(self.maps)
-        less = f" less {', '.join(self.against)}" if self.against else ""
-        titles = [f"score of {self.label}{less}: {self.score:.3f}", f"heads of {self.summed}: {self.scores.sum():+.3f}"]
+        minus = f" minus {', '.join(self.against)}" if self.against else ""
+        titles = [
+            f"score of {self.label}{minus}: {self.score:.3f}",
+            f"heads of {self.summed}: {self.scores.sum():+.3f}",
+        ]
         width = min(max(ACROSS * heads, LEAST), MOST)
         top = contact_sheet([photo, draw_signed(photo, whole, _limit(whole))], titles, 2, min(width, SHEET))
         top = np.pad(top, ((0, 0), (0, width - top.shape[1]), (0, 0)), constant_values=PAPER[0])
@@ -209,17 +213,17 @@ class HeadMaps(Explanation):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PairMap(Explanation):
-    """What each word of a caption and each patch add together to the score.
+    """What each word of a caption and each patch together add to the score.
 
-    Its sum, with `end` and `cls`, is the score less what text and image have with the other's reference: f(x, x) -
-    f(x, r) - f(r, x) + f(r, r), but for `gap`.
+    The map, `end` and `cls` add up to f(x, x) - f(x, r) - f(r, x) + f(r, r), except for `gap`: the score, minus what
+    text and image have in common with each other's reference.
 
     Attributes:
-        caption: as given. tokens: its words, of which the tokenizer's parts are joined; punctuation too.
-        map: (S, h, w) by word and patch. end: (h, w) by the mark of the end of the text and patch.
-        cls: (S + 1,) by word, and last by the mark of the end, with CLS.
-        references: f(x, r), f(r, x), f(r, r) by name. gap: of the sum.
-        box: x0, y0, x1, y1 in pixels, whose `region` is among the facts; None is no box.
+        caption: as given. tokens: its words, with the tokenizer's parts joined, and punctuation.
+        map: (S, h, w) by word and patch. end: (h, w) by patch, for the end token.
+        cls: (S + 1,) with CLS, by word, and last for the end token.
+        references: f(x, r), f(r, x), f(r, r) by name. gap: error of the sum.
+        box: x0, y0, x1, y1 in pixels, whose `region` is included in the facts; None for no box.
     """
 
     caption: str
@@ -232,22 +236,22 @@ class PairMap(Explanation):
     box: tuple[float, float, float, float] | None = field(default=None, kw_only=True)
 
     def __repr__(self) -> str:
-        told = ", ".join(f"{word} {score:+.3f}" for word, score in zip(self.tokens, self.scores, strict=True))
-        return f"PairMap(score {self.score:.3f}, {told})"
+        words = ", ".join(f"{word} {score:+.3f}" for word, score in zip(self.tokens, self.scores, strict=True))
+        return f"PairMap(score {self.score:.3f}, {words})"
 
     @property
     def scores(self) -> Floats:
-        """(S,) of each word with all patches."""
+        """The score of each word with all patches, (S,)."""
         return np.asarray(self.map.sum(axis=(1, 2)))
 
     def region(self, box: Sequence[float]) -> Floats:
-        """(S,) of each word with the patches in a box; of one that is partly inside, that part.
+        """Return the score of each word with the patches in a box, (S,). A patch counts by its share inside.
 
         Args:
             box: x0, y0, x1, y1 in pixels of the photo.
 
         Raises:
-            OptionError: no such box.
+            OptionError: If there is no such box.
         """
         x0, y0, x1, y1 = require_box(box, self.image)
         height, width = self.image.shape[:2]
@@ -256,22 +260,22 @@ class PairMap(Explanation):
         return np.asarray(np.einsum("syx,y,x->s", self.map, down, across))
 
     def span(self, text: str) -> Floats:
-        """(h, w) of some words of the caption together.
+        """Return the map (h, w) of several consecutive words of the caption.
 
         Raises:
-            LabelError: no text, or the caption has no such words, one after the other.
+            LabelError: If it is not a string, or these words are not consecutive in the caption.
         """
         if not isinstance(text, str):
-            raise LabelError(f"the words are a {type(text).__name__}; give some of the caption as one text")
+            raise LabelError(f"the words are a {type(text).__name__}; give part of the caption as one string")
         asked = "".join(text.casefold().split())
         for start in range(len(self.tokens)):
             for stop in range(start + 1, len(self.tokens) + 1):
                 if asked and "".join(self.tokens[start:stop]).casefold() == asked:
                     return np.asarray(self.map[start:stop].sum(axis=0))
-        raise LabelError(f"{text[:60]!r} is no part of the caption; its words are {' '.join(self.tokens)}")
+        raise LabelError(f"{text[:60]!r} is not part of the caption; its words are {' '.join(self.tokens)}")
 
     def overlay(self) -> npt.NDArray[np.uint8]:
-        """The photo, the whole caption's map, and one for each word, with the bar of colours below: uint8 RGB."""
+        """Draw the photo, the map of the whole caption and one for each word, with the colour bar below: uint8 RGB."""
         photo, whole = self._photo(), self.map.sum(axis=0)
         limit = _limit(self.map)
         words = list(zip(self.tokens, self.map, strict=True))
@@ -307,7 +311,7 @@ class PairMap(Explanation):
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number."""
+    """Return whether a value is a whole number."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
@@ -321,10 +325,10 @@ def _without_maps(value: Any) -> Any:
 
 
 def require_box(box: Sequence[float], image: npt.NDArray[np.uint8]) -> tuple[float, float, float, float]:
-    """A box x0, y0, x1, y1 in the pixels of an image (H, W, 3).
+    """Check a box x0, y0, x1, y1 in the pixels of an image (H, W, 3), and return it.
 
     Raises:
-        OptionError: it is none, or not inside.
+        OptionError: If it is not a box, or not inside the image.
     """
     height, width = image.shape[:2]
     try:
@@ -337,7 +341,7 @@ def require_box(box: Sequence[float], image: npt.NDArray[np.uint8]) -> tuple[flo
 
 
 def _covered(start: float, stop: float, length: int, cells: int) -> Floats:
-    """How much of each cell along a side lies between two places, 0..1."""
+    """Return the share of each cell along a side that lies between two positions, 0..1."""
     edges = np.arange(cells + 1) * (length / cells)
     inside = np.minimum(edges[1:], stop) - np.maximum(edges[:-1], start)
     return np.clip(inside, 0, None) * cells / length
@@ -348,5 +352,5 @@ def _limit(values: Floats) -> float:
 
 
 def _above(sheet: npt.NDArray[np.uint8], limit: float) -> npt.NDArray[np.uint8]:
-    """A sheet with the bar of colours below."""
+    """Put a colour bar below a sheet."""
     return np.concatenate([sheet, signed_bar(limit, sheet.shape[1])])

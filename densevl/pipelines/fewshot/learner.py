@@ -124,7 +124,7 @@ class Learner(Learned):
         label_set = LabelSet.parse(labels)
         if not self.has_words:
             raise ModelError(
-                f"model '{self.backbone.name}' cannot name images by words, which images without labels need; take a CLIP"
+                f"model '{self.backbone.name}' cannot name images by words, as unlabelled images need; take a CLIP"
             )
         if captions is not None:
             self._require_captions()
@@ -273,7 +273,7 @@ class Learner(Learned):
         """Refuse images that were learned from, whatever their names."""
         if same := len(pictures & self.pictures):
             raise OptionError(
-                f"{same} of {count} images to calibrate on were learned from, and heads are overconfident on those: "
+                f"{same} of {count} images to calibrate on were learned from, where heads are too confident: "
                 "give others, or take head 'exemplars', which judges each example by the others"
             )
 

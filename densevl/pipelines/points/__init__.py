@@ -1,1 +1,1 @@
-"""Points in space to labels, by the posed photos that see them."""
+"""Label points in space by the posed photos that see them."""

@@ -1,4 +1,4 @@
-"""Posed photos: `View`, where it sees points, and `transforms.json` files, as nerfstudio and instant-ngp write them.
+"""Posed photos: `View`, which projects points, and the `transforms.json` files of nerfstudio and instant-ngp.
 
 Shape letters: N points, H/W pixels of the photo. Pixel (0, 0) is centred at (0.5, 0.5).
 """
@@ -23,14 +23,14 @@ from densevl.saved import Kind, read_array, read_json
 
 CONVENTIONS = ("opengl", "opencv")
 DEPTH_SCALE = 1e-3
-"""Of depth stored in whole numbers: millimetres."""
+"""Default for depth in whole numbers: millimetres."""
 TRANSFORMS = Kind("transforms file", DatasetError, "write it as nerfstudio does")
 DEPTH = Kind("depth", DatasetError, "give an .npy array, or a PNG or TIFF")
 MASK = Kind("mask", DatasetError, "give an .npy array, or a PNG or TIFF")
 PINHOLES = ("PERSPECTIVE", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 DISTORTION = ("k1", "k2", "p1", "p2", "k3")
 FARTHER = ("k4", "k5", "k6")
-"""Of other lens models, or of one that writers of these files do not agree on."""
+"""Coefficients of other lens models, or of one whose meaning differs between writers of these files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,21 +38,21 @@ class View:
     """A photo with its camera.
 
     Attributes:
-        image: as `densevl.images.read_image` takes it. The camera is that of the pixels as they are stored: the EXIF
-            orientation is not applied, as COLMAP and nerfstudio do not.
-        matrix: (3, 3) intrinsics in pixels of a photo of `size`, or of the photo itself where that is None.
-        pose: (4, 4) or (3, 4) camera to world, a rotation and a translation; the unit is that of the points.
-        convention: axes of the camera, "opengl" (x right, y up, looking along -z; NeRF's, Blender's) or "opencv" (x
-            right, y down, looking along z; COLMAP's).
-        depth: None, an array (h, w) or its file: distance along the viewing axis, 0 or not finite where unknown.
-        depth_scale: what depth is multiplied by to have the unit of the points; None is 0.001 for whole numbers, which
-            are millimetres as a rule, and 1 for others.
-        distortion: (k1, k2, p1, p2) or (k1, k2, p1, p2, k3) of OpenCV's model; None for no lens.
-        size: (H, W) that the matrix is for.
-        mask: None, an array (h, w) or its file: 0 where the photo is not to be used.
+        image: any that `densevl.images.read_image` accepts. The camera belongs to the pixels as stored: the EXIF
+            orientation is not applied, as in COLMAP and nerfstudio.
+        matrix: (3, 3) intrinsics in pixels of a photo of `size`, or of the photo itself if that is None.
+        pose: (4, 4) or (3, 4) camera to world, a rotation and a translation in the unit of the points.
+        convention: axes of the camera, "opengl" (x right, y up, looking along -z, as in NeRF and Blender) or "opencv"
+            (x right, y down, looking along z, as in COLMAP).
+        depth: None, an array (h, w) or its file: distance along the viewing axis; 0 or not finite where unknown.
+        depth_scale: factor from depth to the unit of the points. None is 0.001 for whole numbers, which are usually
+            millimetres, and 1 for others.
+        distortion: (k1, k2, p1, p2) or (k1, k2, p1, p2, k3) of OpenCV's model; None for no distortion.
+        size: (H, W) that the matrix belongs to.
+        mask: None, an array (h, w) or its file: 0 where the photo must not be used.
 
     Raises:
-        OptionError: a value that cannot be.
+        OptionError: If a value is impossible.
     """
 
     image: Any
@@ -71,41 +71,41 @@ class View:
         sound = matrix.shape == (3, 3) and np.isfinite(matrix).all() and (matrix[2] == (0, 0, 1)).all()
         if not sound or min(matrix[0, 0], matrix[1, 1]) <= 0:
             raise OptionError(
-                "a camera matrix is (3, 3) with focal lengths above 0, [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]"
+                "a camera matrix must be (3, 3) with focal lengths above 0, [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]"
             )
         if pose.shape not in ((3, 4), (4, 4)) or not np.isfinite(pose).all():
-            raise OptionError(f"a pose is (4, 4) or (3, 4), camera to world; got {pose.shape}, or numbers not finite")
+            raise OptionError(f"a pose must be finite, (4, 4) or (3, 4), camera to world; got {pose.shape}")
         turn = pose[:3, :3]
         if not np.allclose(turn @ turn.T, np.eye(3), atol=1e-2) or np.linalg.det(turn) < 0:
             raise OptionError(
-                "a pose has no rotation in its first three columns; give camera to world, without a scale"
+                "the first three columns of a pose must be a rotation; give camera to world, without a scale"
             )
         object.__setattr__(self, "distortion", _lens(self.distortion))
         object.__setattr__(self, "size", None if self.size is None else _sides(self.size))
         if self.depth_scale is not None and not (_number(self.depth_scale) and self.depth_scale > 0):
-            raise OptionError(f"depth scale is {self.depth_scale!r}; it is a number above 0")
+            raise OptionError(f"depth scale is {self.depth_scale!r}; it must be a number above 0")
         object.__setattr__(self, "matrix", matrix)
         object.__setattr__(self, "pose", pose[:3])
 
     def photo(self) -> UInt8Array:
-        """The photo, uint8 RGB (H, W, 3), its pixels as they are stored.
+        """Read the photo as uint8 RGB (H, W, 3), with its pixels as stored.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: If it cannot be read.
         """
         return read_image(self.image, exif=False)
 
     def project(
         self, points_N3: npt.NDArray[np.float64], size: tuple[int, int]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        """Where points are seen in the photo of a size (H, W).
+        """Project points into the photo of a size (H, W).
 
         Returns:
-            Places (N, 2), x and y in pixels; depth (N,) along the viewing axis; and which lie before the camera and
-            within the photo.
+            Places (N, 2), x and y in pixels; depth (N,) along the viewing axis; and which points are in front of the
+            camera and inside the photo.
 
         Raises:
-            ImageError: the photo has another shape than its camera says, as one that was turned.
+            ImageError: If the photo's aspect ratio differs from its camera's, for example because it was turned.
         """
         height, width = size
         given = self.size or size
@@ -113,7 +113,7 @@ class View:
         if abs(across / down - 1) > 0.02:
             raise ImageError(
                 f"photo {_named(self.image)} has {height}x{width} pixels and its camera {given[0]}x{given[1]}: it was "
-                "turned or cut after its camera was found; give the one that belongs to the camera"
+                "turned or cropped after its camera was found; give the one that belongs to the camera"
             )
         seen = (points_N3 - self.pose[:, 3]) @ self.pose[:, :3]
         if self.convention == "opengl":
@@ -129,10 +129,10 @@ class View:
         return places, z, before & straight & within
 
     def depths(self, places_N2: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[np.float64] | None:
-        """The depth (N,) at places of the photo, of the pixel that holds each; NaN where unknown, None without depth.
+        """Return the depth (N,) at places of the photo, of the pixel containing each; NaN where unknown, None without.
 
         Raises:
-            DatasetError: it cannot be read.
+            DatasetError: If the depth cannot be read.
         """
         if self.depth is None:
             return None
@@ -144,10 +144,10 @@ class View:
         return np.where(np.isfinite(found) & (found > 0), found, np.nan)
 
     def usable(self, places_N2: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-        """Whether the mask lets places of the photo be used (N,); all without a mask.
+        """Return whether the mask allows places of the photo to be used (N,). Without a mask, all are.
 
         Raises:
-            DatasetError: it cannot be read.
+            DatasetError: If the mask cannot be read.
         """
         if self.mask is None:
             return np.ones(len(places_N2), bool)
@@ -158,7 +158,7 @@ def _floats(given: Any, what: str) -> npt.NDArray[np.float64]:
     try:
         return np.asarray(given, np.float64)
     except (TypeError, ValueError) as error:
-        raise OptionError(f"{what} is {type(given).__name__} and holds something else than numbers") from error
+        raise OptionError(f"{what} is {type(given).__name__} and does not hold only numbers") from error
 
 
 def _number(value: Any) -> bool:
@@ -169,8 +169,8 @@ def _lens(given: Any) -> tuple[float, ...]:
     values = np.zeros(0) if given is None else _floats(given, "distortion").ravel()
     if len(values) not in (0, 4, 5) or not np.isfinite(values).all():
         raise OptionError(
-            f"distortion is {values.tolist()}; it is (k1, k2, p1, p2) or (k1, k2, p1, p2, k3); undistort the photos of "
-            "other lenses first"
+            f"distortion is {values.tolist()}; it must be (k1, k2, p1, p2) or (k1, k2, p1, p2, k3); undistort the "
+            "photos of other lenses first"
         )
     return tuple(np.pad(values, (0, 5 - len(values))).tolist())
 
@@ -178,12 +178,12 @@ def _lens(given: Any) -> tuple[float, ...]:
 def _sides(given: Any) -> tuple[int, int]:
     sides = tuple(given) if isinstance(given, Sequence | np.ndarray) else ()
     if len(sides) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
-        raise OptionError(f"size is {given!r}; it is (H, W) in pixels, both above 0")
+        raise OptionError(f"size is {given!r}; it must be (H, W) in pixels, both above 0")
     return int(sides[0]), int(sides[1])
 
 
 def _held(values: npt.NDArray[Any], places_N2: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[Any]:
-    """The values of the pixels that hold places of a photo of a size (H, W), whose own size may be another."""
+    """Look up pixels at places of a photo of size (H, W). The values may have another size."""
     h, w = values.shape
     cols = np.clip(places_N2[:, 0] / size[1] * w, 0, w - 1).astype(int)
     rows = np.clip(places_N2[:, 1] / size[0] * h, 0, h - 1).astype(int)
@@ -193,7 +193,7 @@ def _held(values: npt.NDArray[Any], places_N2: npt.NDArray[np.float64], size: tu
 def _distorted(
     x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], distortion: Sequence[float]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Places on the image plane as a lens shows them, and where its radius still grows: farther out it folds back."""
+    """Distort points on the image plane like a lens. Also return where the radius still grows: beyond, it folds back."""
     if not any(distortion):
         return x, y, np.ones(len(x), bool)
     k1, k2, p1, p2, k3 = distortion
@@ -207,7 +207,7 @@ def _distorted(
 
 
 def _plane(given: Any, kind: Kind, kinds: str) -> npt.NDArray[Any]:
-    """One number a pixel (h, w), of an array or its file."""
+    """Return one number per pixel (h, w), from an array or its file."""
     if not isinstance(given, str | os.PathLike):
         values = np.asarray(given)
     elif Path(given).suffix == ".npy":
@@ -229,12 +229,12 @@ def read_views(
     """Read the views of a transforms.json of nerfstudio, instant-ngp or NeRF's Blender scenes.
 
     Args:
-        path: the file, or the folder that it is in. convention, depth_scale: see `View`; the file's own
-            "depth_unit_scale_factor" is taken where no scale is given.
+        path: the file, or its folder. convention, depth_scale: see `View`. Without a scale, the file's own
+            "depth_unit_scale_factor" is used.
 
     Raises:
-        DatasetError: missing, damaged, without frames, or of cameras with another lens model.
-        OptionError: a camera that cannot be.
+        DatasetError: If it is missing, damaged or without frames, or its cameras have another lens model.
+        OptionError: If a camera is impossible.
     """
     path = Path(path)
     path = path / "transforms.json" if path.is_dir() else path
@@ -255,12 +255,11 @@ def read_views(
 def _view(frame: Mapping[str, Any], folder: Path, convention: str, scale: float | None) -> View:
     if (lens := frame.get("camera_model", "OPENCV")) not in PINHOLES or frame.get("is_fisheye"):
         raise DatasetError(
-            f"its cameras are {lens}, and points are projected by {', '.join(PINHOLES)}; undistort the photos first"
+            f"its cameras are {lens}, but only {', '.join(PINHOLES)} are supported; undistort the photos first"
         )
     if farther := [name for name in FARTHER if float(frame.get(name, 0))]:
         raise DatasetError(
-            f"its lenses have {farther[0]}, and points are projected with {', '.join(DISTORTION)}; undistort the "
-            "photos first"
+            f"its lenses have {farther[0]}, but only {', '.join(DISTORTION)} are supported; undistort the photos first"
         )
     image = _photo(folder / frame["file_path"])
     size = (int(frame["h"]), int(frame["w"])) if "h" in frame and "w" in frame else header(image).size
@@ -288,7 +287,7 @@ def _view(frame: Mapping[str, Any], folder: Path, convention: str, scale: float 
 
 
 def _photo(path: Path) -> str:
-    """The file of a photo; NeRF's Blender scenes leave its ending out."""
+    """Return the file of a photo. NeRF's Blender scenes omit its extension."""
     tried = (path, *(path.with_name(path.name + ending) for ending in sorted(EXTENSIONS)))
     return str(next((one for one in tried if one.is_file()), path))
 

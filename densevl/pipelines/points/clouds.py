@@ -1,4 +1,4 @@
-"""Point clouds: PLY and .npy read, and PLY written with a label, its colour, confidence and count for each point."""
+"""Read point clouds from PLY and .npy, and write PLY with a label, its colour, confidence and count for each point."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from densevl.saved import Kind, read_array, read_bytes
 CLOUD = Kind("point cloud", DatasetError, "give a .ply file, or an .npy array (N, 3)")
 MOST_BYTES = 1 << 33
 MOST_COLUMNS = 32
-"""Of an array: places, colours, normals and what scanners add; more are pixels of a depth map, or points in columns."""
+"""Limit for arrays: coordinates, colours, normals and what scanners add. More is a depth map, or a transposed cloud."""
 VERTEX = np.dtype(
     [
         *((axis, "<f8") for axis in "xyz"),
@@ -28,15 +28,15 @@ _PLY = {"<f8": "double", "u1": "uchar", "<i2": "short", "<f4": "float", "<i4": "
 
 
 def read_cloud(source: Any) -> npt.NDArray[np.float64]:
-    """The points of a cloud in their order: (N, 3) float64.
+    """Read the points of a cloud in their order: (N, 3) float64.
 
     Args:
-        source: a .ply file, of points or of a mesh, whose vertices are taken; an .npy file, or an array (N, 3 to 32)
-            with x, y, z first.
+        source: a .ply file of points or of a mesh, whose vertices are used; an .npy file; or an array (N, 3 to 32) with
+            x, y, z first.
 
     Raises:
-        DatasetError: missing, damaged, of another form, without points, or with places that are not finite.
-        MissingExtraError: a PLY file, without trimesh.
+        DatasetError: If it is missing, damaged or of another form, has no points, or coordinates that are not finite.
+        MissingExtraError: If it is a PLY file and trimesh is not installed.
     """
     what = shown(source) if isinstance(source, str | os.PathLike) else f"the array {np.shape(source)}"
     if not isinstance(source, str | os.PathLike):
@@ -48,13 +48,13 @@ def read_cloud(source: Any) -> npt.NDArray[np.float64]:
     else:
         raise CLOUD.bad(source, "is neither .ply nor .npy")
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "iuf" or not len(points):
-        raise DatasetError(f"{what} is {points.dtype} {points.shape}; points are numbers (N, 3), at least one")
+        raise DatasetError(f"{what} is {points.dtype} {points.shape}; points must be numbers (N, 3), at least one")
     if points.shape[1] > MOST_COLUMNS:
-        hint = "a row a point: take its transpose" if len(points) <= MOST_COLUMNS else "points, not a depth map"
-        raise DatasetError(f"{what} is {points.shape[0]} x {points.shape[1]} numbers; points are (N, 3), {hint}")
+        hint = "one row per point: transpose it" if len(points) <= MOST_COLUMNS else "points, not a depth map"
+        raise DatasetError(f"{what} is {points.shape[0]} x {points.shape[1]} numbers; points must be (N, 3), {hint}")
     points = points[:, :3].astype(np.float64)
     if bad := int((~np.isfinite(points)).any(axis=1).sum()):
-        raise DatasetError(f"{what} has {bad} points whose places are NaN or infinite; take them out")
+        raise DatasetError(f"{what} has {bad} points with NaN or infinite coordinates; remove them")
     return points
 
 
@@ -67,7 +67,7 @@ def _ply(path: Path) -> npt.NDArray[Any]:
     import io
 
     with CLOUD.sense(path):
-        # As they stand in the file: vertices are neither merged nor doubled for textures.
+        # Keep vertices as stored: neither merged nor duplicated for textures.
         how: dict[str, Any] = {"process": False, "fix_texture": False, "skip_materials": True}
         found: Any = trimesh.load(io.BytesIO(data), file_type="ply", **how)
         return np.asarray(found.vertices)
@@ -80,7 +80,7 @@ def ply_bytes(
     confidence_N: npt.NDArray[np.float32],
     seen_N: npt.NDArray[np.int32],
 ) -> bytes:
-    """A binary PLY of points with `VERTEX`'s properties, in their order."""
+    """Return a binary PLY of points with `VERTEX`'s properties, in their order."""
     table = np.zeros(len(points_N3), VERTEX)
     for column, axis in enumerate("xyz"):
         table[axis] = points_N3[:, column]

@@ -1,6 +1,6 @@
-"""`PointLabeller`: a point cloud, posed photos and words to a label for each point.
+"""`PointLabeller`: from a point cloud, posed photos and words to a label for each point.
 
-Features of the views that see a point are averaged, not labels (OpenNeRF, ICLR 2024; CLIP-FO3D, ICCVW 2023).
+Features of the views that see a point are averaged, rather than labels (OpenNeRF, ICLR 2024; CLIP-FO3D, ICCVW 2023).
 Shape letters: N points, E joint space, T strings.
 """
 
@@ -34,23 +34,23 @@ from densevl.vocabulary import Background, LabelSet
 from densevl.vocabulary.text_classifier import TextClassifier
 
 TOLERANCE = 0.05
-"""Of depth, as a share of it."""
+"""Depth tolerance, as a share of the depth."""
 LARGEST = 2**32
-"""Bytes of the features of all points."""
+"""Limit in bytes of the features of all points."""
 AT_ONCE = 2**16
 GREY = 128
 
 
 @dataclass(frozen=True, eq=False)
 class PointLabels:
-    """Labels of the points of a cloud, in its order.
+    """Labels of the points of a cloud, in the order of the cloud.
 
     Attributes:
         points: (N, 3) float64. names: the classes.
         labels: (N,) int16, -1 for nothing and for points that no view sees. confidence: (N,) float32, 0..1.
         seen: (N,) int32, how many views see each point.
-        features: (N, E) float32 unit rows, zeros where nothing was seen.
-        meta: what made it. warnings: a sentence each.
+        features: (N, E) float32 unit rows, zeros for points that no view sees.
+        meta: what it was made with. warnings: one sentence each.
     """
 
     points: npt.NDArray[np.float64]
@@ -64,17 +64,17 @@ class PointLabels:
 
     @cached_property
     def colours(self) -> npt.NDArray[np.uint8]:
-        """(N, 3) uint8 RGB by label, grey for nothing."""
+        """Colours by label, (N, 3) uint8 RGB, grey for nothing."""
         table = np.concatenate([palette(len(self.names)), np.full((1, 3), GREY, np.uint8)])
         return table[self.labels]
 
     def counts(self) -> dict[str, int]:
-        """How many points each class has, and how many have none."""
+        """Count the points of each class, and those without one."""
         found = {name: int((self.labels == index).sum()) for index, name in enumerate(self.names)}
         return {**found, UNLABELLED: int((self.labels < 0).sum())}
 
     def facts(self) -> dict[str, Any]:
-        """All but the points themselves, ready for JSON."""
+        """Return everything except the points themselves, ready for JSON."""
         return {
             "points": len(self.points),
             "seen": int((self.seen > 0).sum()),
@@ -86,14 +86,14 @@ class PointLabels:
         }
 
     def save(self, path: str | os.PathLike[str], *, features: bool = False) -> list[Path]:
-        """Write the points with their labels, and a JSON beside them.
+        """Write the points with their labels, and a JSON of the same stem.
 
         Args:
-            path: ends in .ply: a binary PLY in the order of the cloud, with x, y, z, red, green, blue (of the label),
-                label, confidence and seen. features: also write them, float16 (N, E), as .npy.
+            path: ends in .ply. A binary PLY in the order of the cloud, with x, y, z, red, green, blue (of the label),
+                label, confidence and seen. features: also write the features, float16 (N, E), as .npy.
 
         Raises:
-            OutputError: another ending, or the disk refuses.
+            OutputError: If the extension is another one, or the files cannot be written.
         """
         path = Path(path)
         if path.suffix.lower() != ".ply":
@@ -110,7 +110,7 @@ class PointLabels:
 
 
 class PointLabeller:
-    """Labels points by what posed photos show of them.
+    """Label points by what posed photos show of them.
 
     Examples:
         >>> label = PointLabeller(FeatureExtractor("mini", stride=4))
@@ -123,15 +123,15 @@ class PointLabeller:
         """Prepare.
 
         Args:
-            extractor: makes the features of the photos, in the joint space.
-            tolerance: a point is seen where its depth and that of the view differ by at most this share of its depth.
+            extractor: computes the features of the photos, in the joint space.
+            tolerance: a point is seen if its depth and that of the view differ by at most this share of its depth.
 
         Raises:
-            ModelError: an extractor of a layer.
-            OptionError: no extractor, or a tolerance that is not above 0, up to 1.
+            ModelError: If the extractor reads a layer.
+            OptionError: If it is not an extractor, or the tolerance is not above 0 and at most 1.
         """
         if extractor.layer is not None:
-            raise ModelError("tokens of a layer are not compared with words; leave layer out")
+            raise ModelError("tokens of a layer cannot be compared with words; leave layer out")
         self.extractor, self.tolerance = extractor, tolerance
 
     @hearing
@@ -147,15 +147,15 @@ class PointLabeller:
         """Label the points of a cloud.
 
         Args:
-            cloud: as `clouds.read_cloud` takes it; it is not changed. views: posed photos. labels: as `LabelSet.parse`
-                takes them. background: when a point is none of them, see `Background.parse`.
-            watch: told how many views are done, and of how many.
+            cloud: as for `clouds.read_cloud`. views: posed photos. labels: as for `LabelSet.parse`. background: when a
+                point is none of the labels, see `Background.parse`.
+            watch: called with the number of views done and their total.
 
         Raises:
-            DatasetError: an unusable cloud, no views, or depth that cannot be read.
-            ImageError: a photo that cannot be read, or not that of its camera.
-            LabelError: unusable labels.
-            OptionError: a background that cannot be, or something else than views.
+            DatasetError: If the cloud is unusable, there are no views, or depth cannot be read.
+            ImageError: If a photo cannot be read, or does not belong to its camera.
+            LabelError: If the labels are unusable.
+            OptionError: If the background is impossible, or views are not `View` objects.
         """
         asked, policy, points = LabelSet.parse(labels), Background.parse(background), read_cloud(cloud)
         views = _listed(views)
@@ -180,7 +180,7 @@ class PointLabeller:
     def facts(
         self, points_N3: npt.NDArray[np.float64], views: Sequence[View], asked: LabelSet, policy: Background
     ) -> dict[str, Any]:
-        """All that decides the labels, ready for JSON; of cloud and views a digest."""
+        """Return everything that affects the labels, ready for JSON, with a digest of cloud and views."""
         given = [[str(getattr(view, field.name)) for field in fields(view)] for view in views]
         return {
             "views": len(views),
@@ -197,10 +197,10 @@ class PointLabeller:
         views: Sequence[View],
         watch: Callable[[int, int], None] | None = None,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-        """Sums of the features of all views that see each point, (N, E) float32, and how many do, (N,) int32.
+        """Sum the features of all views that see each point, (N, E) float32, and count these views, (N,) int32.
 
         Raises:
-            DatasetError: more points than fit in memory.
+            DatasetError: If the features of all points exceed the memory limit.
         """
         width = self.extractor.width
         if (taken := len(points_N3) * width * 4) > LARGEST:
@@ -231,27 +231,27 @@ class PointLabeller:
         found = []
         if blind := sum(view.depth is None for view in views):
             found.append(
-                f"{blind} of {len(views)} views have no depth, so points that are hidden there get the features of "
+                f"{blind} of {len(views)} views have no depth, so points that are hidden in them get the features of "
                 "what hides them; give depth_file_path in transforms.json"
             )
         if not seen.any():
             found.append(
-                "no view sees any point: look at the convention of the poses (opengl or opencv), the unit of the "
-                "depth, and whether cloud and poses have the same axes"
+                "no view sees any point: check the convention of the poses (opengl or opencv), the unit of the depth, "
+                "and whether cloud and poses have the same axes"
             )
         elif (share := float((seen == 0).mean())) > 0.5:
-            found.append(f"{share:.0%} of the points are seen by no view, and have no label")
+            found.append(f"{share:.0%} of the points are not seen by any view, and have no label")
         return found
 
 
 def require_same(path: Path, facts: dict[str, Any]) -> None:
-    """Refuse to replace labels of points that something else made.
+    """Refuse to replace labels of points that were made with other settings.
 
     Args:
-        path: of their JSON, which need not exist. facts: of what is to be made, see `PointLabeller.facts`.
+        path: of their JSON, which need not exist. facts: of the new labels, see `PointLabeller.facts`.
 
     Raises:
-        OutputError: with what differs.
+        OutputError: With what differs.
     """
     if not path.exists():
         return
@@ -259,23 +259,23 @@ def require_same(path: Path, facts: dict[str, Any]) -> None:
         before = dict(read_json(path, RESULT, ("meta",))["meta"])
     except (DensevlError, TypeError, ValueError):
         before = {}
-    if told := fitted.differing({name: before.get(name) for name in facts}, facts):
+    if changes := fitted.differing({name: before.get(name) for name in facts}, facts):
         raise OutputError(
-            f"{shown(path)} is of another run ({told}); name another --out, or start over with --overwrite"
+            f"{shown(path)} is of another run ({changes}); name another --out, or start over with --overwrite"
         )
 
 
 def _listed(views: Iterable[View]) -> list[View]:
-    """Views in a list.
+    """Return views as a list.
 
     Raises:
-        OptionError: they are something else.
-        DatasetError: there are none.
+        OptionError: If they are not views.
+        DatasetError: If there are none.
     """
     found = list(views) if isinstance(views, Iterable) else [views]
     odd = [type(one).__name__ for one in found if not isinstance(one, View)]
     if odd or isinstance(views, View):
-        raise OptionError(f"views are a list of View, as read_views gives it; got {odd[0] if odd else 'one View'}")
+        raise OptionError(f"views must be a list of View, as from read_views; got {odd[0] if odd else 'one View'}")
     if not found:
         raise DatasetError("there are no views; give at least one posed photo")
     return found

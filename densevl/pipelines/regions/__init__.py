@@ -1,1 +1,1 @@
-"""Regions of photos: named, found and searched."""
+"""Name, find and search regions of photos."""

@@ -1,4 +1,4 @@
-"""`BankBuilder`: photos to a bank of their regions; see `regions.bank` for what that is."""
+"""`BankBuilder`: build a bank of the regions of photos; see `regions.bank`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ERRORS = "errors.jsonl"
 
 
 class BankBuilder:
-    """Photos to a bank of their regions.
+    """Build a bank of the regions of photos.
 
     Examples:
         >>> values = RegionClassifier("ViT-B-16/openai", "pool", recipe="corrclip", proposals="mini-sam")
@@ -35,18 +35,18 @@ class BankBuilder:
     def __init__(
         self, path: str | os.PathLike[str], classifier: RegionClassifier, proxy: Proxy | str, *, overwrite: bool = False
     ) -> None:
-        """Open or begin a bank.
+        """Open or create a bank.
 
         Args:
-            path: its folder. classifier: finds regions and embeds them by one operator, the values.
-            proxy: makes the keys: a name or weights file for `load_proxy`, by which a `Segmenter` finds it again, or a
-                loaded one, which is found again where it goes by such a name.
-            overwrite: begin anew, whatever the bank holds.
+            path: its folder. classifier: finds regions and embeds them by one operator; these are the values.
+            proxy: computes the keys: a name or weights file for `load_proxy`, from which a `Segmenter` can load it
+                again, or a loaded one, if it can be loaded again by its name.
+            overwrite: start over, discarding the bank's content.
 
         Raises:
-            OptionError: the classifier has several operators, or keeps no vectors.
-            ModelError: the proxy cannot be loaded.
-            BankError: a bank that is damaged or of other models.
+            OptionError: If the classifier has several operators, or keeps no vectors.
+            ModelError: If the proxy cannot be loaded.
+            BankError: If the bank is damaged or was made with other models.
         """
         self.operator, values = settled(classifier, "a bank")
         self.classifier, self._path = classifier, Path(path)
@@ -75,21 +75,21 @@ class BankBuilder:
         strict: bool = False,
         watch: Watch | None = None,
     ) -> Built:
-        """Add photos that are new or changed; a bad one is named in the report, and the others are taken.
+        """Add photos that are new or changed. Unreadable photos are listed in the report, and the others are added.
 
-        Arguments, result and errors as those of `RegionSearch.build`; and OutputError if another build is at work.
+        Arguments, result and errors are those of `RegionSearch.build`; also OutputError if another build is running.
         """
         how = Taking(forget=forget, skip=skip, strict=strict, watch=watch or Watch())
         with Hold(self._path) as self._hold:
             if self.bank is not None:
                 self._hold.take()
-                if self.bank.outdated:  # another build has been there since it was opened
+                if self.bank.outdated:  # another build changed it since it was opened
                     self.bank = Bank.load(self._path)
             known = self.bank.photos if self.bank is not None else ()
             return self._built(fill(photos, known, self._look, self._take, self._drop, None, how))
 
     def _built(self, built: Built) -> Built:
-        """Leave the folder as a build that was never stopped does; it is made only for something to be in it."""
+        """Finish the folder, as a build that was never interrupted does. It is only created if it has content."""
         if self.bank is not None:
             self.bank.record()
             listed = ErrorList(open_store(self._path), ERRORS)

@@ -1,4 +1,4 @@
-"""`RegionClassifier`: a photo, its masks or boxes, and some words to a name for each region."""
+"""`RegionClassifier`: from a photo, its masks or boxes, and words to a name for each region."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ from densevl.weights import require_finite
 
 PROPOSER = "mini-sam"
 FORMS = ("regions", "boxes", "rle", "points")
-"""In which regions are given."""
+"""Forms in which regions can be given."""
 
 
 class RegionClassifier:
-    """Names regions with one model; call it with a photo, words, and masks or boxes, or let it propose masks.
+    """Name regions with one model. Call it with a photo, words, and masks or boxes, or let it propose masks.
 
     Examples:
         >>> classify = RegionClassifier("mini")
@@ -98,45 +98,45 @@ class RegionClassifier:
         compat: bool = False,
         use_cache: bool = True,
     ) -> None:
-        """Load the model; the proposer follows when a photo first needs it.
+        """Load the model. The proposer is loaded when a photo first needs it.
 
         Args:
             model, weights, templates, text, background, proxy, proxy_scope, sam, device, precision, compat, use_cache:
-                as `Segmenter` takes them.
+                as for `Segmenter`.
             operator: how regions are embedded (see `regions.operators`): "cls_mask", "pool+cls_mask" with equal
-                weights, or {"pool": 0.3, "cls_mask": 0.7}; their judgements are fused geometrically. None is
-                "pool+cls_mask" where the model has a CLS token to copy, else "pool".
-            recipe: how dense features are made, for "pool" and "roi"; None takes the model's default.
-            proposals: finds regions of photos that come without: a name for `load_proposer`, a `Proposer`, or a
-                function of the photo that returns `Proposals` or bool masks (R, H, W). None: regions must be given.
-                One that returns `Decoded`, masks with a decoder's own class scores, has these weighed with CLIP's.
-            options: keywords for operators, {"crop": {"square": "context", "expand": 1.5}}; for "alpha" (Alpha-CLIP)
-                and "crop_prompted" (OVSeg) the file of their weights, {"alpha": {"weights": "clip_l14.pth"}}.
-            order: for "pool" alone: "pool_then_classify" averages features, "classify_then_pool" probabilities of
-                each place (EdaDet), which suits masks that hold more than one thing. None is the first where the model
-                has features of its own.
-            second_look: an operator for the regions that the first left most uncertain, such as "crop".
-            second_share: at most this share of the regions is looked at again. second_top: only so many of a region's
-                likeliest strings are ranked anew (GC-CLIP).
+                weights, or {"pool": 0.3, "cls_mask": 0.7}. Their probabilities are fused geometrically. None is
+                "pool+cls_mask" if the model has a CLS token to copy, else "pool".
+            recipe: how dense features are computed, for "pool" and "roi"; None takes the model's default.
+            proposals: finds regions of photos that are given without: a name for `load_proposer`, a `Proposer`, or a
+                function of the photo that returns `Proposals` or bool masks (R, H, W). With None, regions must be
+                given. If it returns `Decoded`, masks with class scores of a decoder, these are combined with CLIP's.
+            options: keywords for operators, {"crop": {"square": "context", "expand": 1.5}}. "alpha" (Alpha-CLIP) and
+                "crop_prompted" (OVSeg) need the file of their weights, {"alpha": {"weights": "clip_l14.pth"}}.
+            order: for "pool" only: "pool_then_classify" averages features, "classify_then_pool" averages probabilities
+                of each place (EdaDet), which suits masks that contain more than one thing. None is the first if the
+                model has features of its own.
+            second_look: an operator, such as "crop", for the most uncertain regions.
+            second_share: look again at no more than this share of the regions. second_top: rank only this many of a
+                region's likeliest strings again (GC-CLIP).
             margin: a region whose best class leads the next by less than this probability is nothing.
-            clip_share: CLIP's say beside a decoder's scores: of FC-CLIP (0.4 for classes that the decoder was trained
-                on, 0.8 for others) or "odise" (0.3, 0.7), or two numbers. A class that it has no name for is CLIP's
-                alone; its "no object" competes as nothing.
-            presence: a class that reaches this probability (0..1) in no region is judged not in the photo: it is
-                dropped before regions are named, and listed in `meta["absent"]`. None keeps all.
-            protocol: as `Segmenter`, but windows overlap by half unless it says otherwise, so that one sees a region
+            clip_share: CLIP's weight against a decoder's scores: that of FC-CLIP (0.4 for classes the decoder was
+                trained on, 0.8 for others), "odise" (0.3, 0.7), or two numbers. Classes unknown to the decoder are
+                judged by CLIP alone; its "no object" competes as nothing.
+            presence: drop a class that reaches this probability (0..1) in no region. It is left out before regions are
+                named, and listed in `meta["absent"]`. None keeps all.
+            protocol: as for `Segmenter`, but windows overlap by half by default, so that one of them contains a region
                 whole.
-            views: regions are embedded in several views of the photo, and the vectors averaged; names as `Segmenter`.
+            views: embed regions in several views of the photo and average the vectors; names as for `Segmenter`.
 
         Raises:
-            ModelError, WeightsError, MissingExtraError: the model cannot be loaded, or the operator needs what it
-                lacks.
-            RecipeError: an unknown recipe, or one that has no features to pool.
-            OptionError: a value that a setting cannot have.
+            ModelError, WeightsError, MissingExtraError: If the model cannot be loaded, or lacks what the operator
+                needs.
+            RecipeError: If the recipe is unknown, or has no features to pool.
+            OptionError: If a setting has a value it does not accept.
         """
-        chosen = None if operator is None else parse(operator, options)  # mistyped ones fail before the model loads
+        chosen = None if operator is None else parse(operator, options)  # mistyped names fail before the model loads
         self.clip_share = ensemble.shares(clip_share)
-        if not isinstance(protocol, (InferenceProtocol, str)):  # tiles, a Segmenter's choice, would cut regions in two
+        if not isinstance(protocol, (InferenceProtocol, str)):  # tiles, as for a Segmenter, would cut regions apart
             protocol = {"plan": "sliding", **(protocol or {})}
         by_region = text is not None and text.template_weights == "region"
         self._segment = Segmenter(
@@ -187,7 +187,7 @@ class RegionClassifier:
             )
         self.margin = margin
         self._named: Any = proposals
-        self._proposals: Any = proposals  # the same, loaded when first needed
+        self._proposals: Any = proposals  # loaded when first needed
 
     @hearing
     def __call__(
@@ -206,22 +206,22 @@ class RegionClassifier:
         Args:
             image: path, PIL image, numpy (H, W, 3) uint8 RGB, or torch (3, H, W).
             labels: the classes; see `LabelSet.parse`.
-            regions: masks (R, H, W) of that photo, bool or 0 and 1; an (H, W) integer map, 0 where no region is; or
-                `Proposals`.
-            boxes: (R, 4) x0, y0, x1, y1 in pixels of the photo, floats allowed, parts outside are cut off.
+            regions: masks (R, H, W) of that photo, bool or 0 and 1; an (H, W) integer map, 0 where there is no region;
+                or `Proposals`.
+            boxes: (R, 4) x0, y0, x1, y1 in pixels of the photo; may be floats, and are clipped to the photo.
             rle: COCO's "segmentation" entries: run lengths, or polygons.
-            points: (R, 2) x, y in pixels, a click each, of which the classifier's proposer, a SAM, makes masks
-                (Open-Vocabulary SAM). At most one of these four; none of them lets the proposer find regions.
+            points: (R, 2) x, y in pixels, one click each, from which the classifier's proposer, a SAM, makes masks
+                (Open-Vocabulary SAM). Give at most one of these four; with none, the proposer finds regions.
             background: overrides the classifier's policy for this call.
 
         Returns:
-            One name and score a region, in the order given; see `RegionResult`.
+            One name and score per region, in the order given; see `RegionResult`.
 
         Raises:
-            ImageError: unreadable image.
-            LabelError: unusable labels.
-            ProposalError: regions that do not fit the photo, such as boxes in 0-1, boxes without area and masks without
-                a pixel; several kinds of them; or none and no proposer.
+            ImageError: If the image is unreadable.
+            LabelError: If the labels are unusable.
+            ProposalError: If regions do not fit the photo (boxes in 0-1 or without area, masks without a pixel), are
+                given in several forms, or are not given and there is no proposer.
         """
         found = self.embed(image, regions=regions, boxes=boxes, rle=rle, points=points)
         return self.name(found, labels, background=background)
@@ -235,17 +235,18 @@ class RegionClassifier:
         batch: int | None = None,
         on_error: OnError | None = None,
     ) -> Iterator[RegionResult]:
-        """Propose and name the regions of many images, in order; each result is that of a call with its image.
+        """Propose and name the regions of many images, in order. Each result equals that of a call with its image.
 
-        Images are read ahead by a thread; the regions of one share its passes.
+        A thread reads images ahead. The regions of one image share its passes.
 
         Args:
-            images: as a call takes them. labels, background: as for a call, for all of them.
-            batch: taken as by `Segmenter.many`; the regions of a photo are a batch of their own.
-            on_error: called with an image that cannot be read, and the error, in its place; None raises there.
+            images: any that a call accepts. labels, background: as for a call, for all images.
+            batch: accepted as by `Segmenter.many`, but unused: the regions of a photo are a batch of their own.
+            on_error: called with an image that cannot be read and the error, in its place; None raises there.
 
         Raises:
-            ImageError: from the iterator, at the place of an image that cannot be read. Else as a call, at once.
+            ImageError: From the iterator, in the place of an unreadable image. Other errors are raised at once, as by
+                a call.
         """
         batch_size(batch, self.backbone.device, 1)
         label_set, policy = LabelSet.parse(labels), self.policy(background)
@@ -264,7 +265,7 @@ class RegionClassifier:
         rle: Any = None,
         points: Any = None,
     ) -> RegionEmbeddings:
-        """Embed the regions of one photo, to be named by `name` as often as wanted; arguments as of a call."""
+        """Embed the regions of one photo, for any number of calls of `name`. Arguments as for a call."""
         rgb = read_image(image)
         started = time.perf_counter()
         given = self.regions(rgb, regions=regions, boxes=boxes, rle=rle, points=points)
@@ -275,10 +276,10 @@ class RegionClassifier:
         return RegionEmbeddings(rgb, given, vectors, tokens, source=source(image), seconds=seconds)
 
     def name(self, found: RegionEmbeddings, labels: Labels, *, background: BackgroundSpec = "auto") -> RegionResult:
-        """Name embedded regions; the photo is looked at again only where `second_look` asks for it.
+        """Name embedded regions. The photo is only used again if `second_look` needs it.
 
         Raises:
-            LabelError: unusable labels or background.
+            LabelError: If labels or background are unusable.
         """
         label_set, policy = LabelSet.parse(labels), self.policy(background)
         text = self._segment.words.for_photo(found.image, label_set, policy)
@@ -303,11 +304,13 @@ class RegionClassifier:
         return replace(result, meta=meta, warnings=warned)
 
     def _beside(self, decoded: Decoded, labels: LabelSet) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """What a decoder's scores counted, for the meta; and a warning where they told no class from another."""
+        """Return which classes the decoder knows, for the metadata, with a warning if it knows none."""
         known = ensemble.matches(decoded.names, labels).any(dim=0).tolist()
         met = [name for name, here in zip(labels.names, known, strict=True) if here]
-        told = f"none of the labels is a class of the decoder ({quoted(decoded.names)}), so CLIP alone tells them apart"
-        return {"decoder": {"classes": met, "clip_share": list(self.clip_share)}}, () if met else (told,)
+        unmet = (
+            f"none of the labels is a class of the decoder ({quoted(decoded.names)}), so CLIP alone tells them apart"
+        )
+        return {"decoder": {"classes": met, "clip_share": list(self.clip_share)}}, () if met else (unmet,)
 
     @hearing
     def discover(
@@ -321,30 +324,29 @@ class RegionClassifier:
         merge: float | None = None,
         **regions: Any,
     ) -> RegionResult:
-        """Name the regions of a photo without labels: by a long list of words, of which few are used (zero-guidance).
+        """Name the regions of a photo without labels, by few words of a long list (zero-guidance).
 
-        Every region is compared with the whole list. Of the words, so few are kept that each region has one at least
-        `agree` times as likely as its likeliest. Regions of the same word that overlap become one.
+        Every region is compared with the whole list. The fewest words are kept such that each region has one that is at
+        least `agree` times as likely as its likeliest. Overlapping regions of the same word are merged.
 
         Args:
-            image: as of a call. words: the list, in any form of `LabelSet.parse`; None is `vocabulary.nouns`, some
+            image: as for a call. words: the list, in any form of `LabelSet.parse`; None is `vocabulary.nouns`, about
                 1,300 plain nouns. Words that the model does not know are left out. Embeddings are cached on disk.
-            threshold: regions whose word is less likely than this are nothing; probabilities are among the whole list.
+            threshold: regions whose word is less likely than this are nothing. Probabilities are over the whole list.
             agree: 1 gives every region its likeliest word.
-            overlap: share of the smaller of two regions; 1 merges none, None makes one region of each word, as suits
-                superpixels, which never overlap.
-            merge: first join neighbours that are at least so much alike, -1 to 1, by half the cosine of their vectors
-                and half that of their words, and embed what was joined anew. The paper has 0.8, over superpixels or
+            overlap: share of the smaller of two regions. 1 merges none; None merges all regions of each word, which
+                suits superpixels, since they never overlap.
+            merge: first join neighbours whose similarity is at least this, -1 to 1: half the cosine of their vectors
+                and half that of their words. Joined regions are embedded again. The paper uses 0.8, for superpixels or
                 clusters. None joins none.
-            regions: regions=, boxes=, rle= or points=, as of a call; without, the proposer finds them.
+            regions: regions=, boxes=, rle= or points=, as for a call; without them, the proposer finds regions.
 
         Returns:
-            A result whose names are the words that were kept, and whose regions are merged ones.
+            A result with the words that were kept as names, and the merged regions.
 
         Raises:
-            As a call.
-            LabelError: the model knows none of the words.
-            OptionError: shares out of range.
+            LabelError: If the model knows none of the words.
+            OptionError: If shares are out of range. Other errors as for a call.
         """
         for name, value in {"threshold": threshold, "agree": agree, "overlap": overlap, "merge": merge}.items():
             check(name, value, DISCOVERY)
@@ -353,7 +355,7 @@ class RegionClassifier:
                 f"discover has no option '{other}'{suggest(other, FORMS)}; regions are {', '.join(FORMS)}"
             )
         if merge is not None and self.order == NAME_FIRST:
-            raise OptionError(f"merge compares vectors of regions, which order '{NAME_FIRST}' does not make")
+            raise OptionError(f"merge compares vectors of regions, which order '{NAME_FIRST}' does not compute")
         found = self.embed(image, **regions)
         listed, unread = readable(nouns() if words is None else LabelSet.parse(words), self.backbone.reach)
         text = self._segment.words.for_photo(found.image, listed, Background())
@@ -370,12 +372,12 @@ class RegionClassifier:
         merged, p_RC = union(found, groups), merged_probs(p_RC, found.regions.areas, groups)
         result = self.judged(merged, p_RC.log(), few, torch.arange(len(few)), Background(threshold=threshold))
         kept = np.sort(nms(result.regions, np.where(result.labels >= 0, result.confidence, 0), threshold=REPEATED))
-        unknown = (f"model '{self.backbone.name}' does not know {unread} words of the list, so they are left out",)
+        unknown = (f"model '{self.backbone.name}' does not know {unread} words of the list, so it leaves them out",)
         warned = (*listed.warnings, *unknown[: bool(unread)], *remarks.of_picture(self.backbone, found.image))
         return replace(result.select(kept), warnings=warned)
 
     def _joined(self, found: RegionEmbeddings, text: TextEmbeddings, least: float) -> RegionEmbeddings:
-        """Neighbours that are alike made one, and embedded anew."""
+        """Merge similar neighbours, and embed the merged regions."""
         words = text.vectors[self.scorer.judge(found, text).argmax(dim=1)]
         rows = torch.stack([weight * found.vectors[name] for name, weight in self.operators.items()]).sum(dim=0)
         groups = alike(found.regions, F.normalize(rows, dim=1), words, least)
@@ -393,7 +395,7 @@ class RegionClassifier:
         classes: torch.Tensor,
         policy: Background,
     ) -> RegionResult:
-        """The result of embedded regions and their log probabilities (R, T); classes: (T,) class of each string."""
+        """Build the result of embedded regions from log-probabilities (R, T). `classes`: (T,), class of each string."""
         return replace(
             self._result(found, logp, classes.to(logp.device), labels.names, policy),
             rename_fn=lambda other, **options: self.name(found, other, **options),
@@ -408,29 +410,29 @@ class RegionClassifier:
         words: float = 0.0,
         threshold: float = 0.0,
     ) -> RegionResult:
-        """Name embedded regions after examples instead of words: a crop, a box or a masked thing stands for a class.
+        """Name embedded regions by examples instead of words: a crop, box or mask of an object stands for a class.
 
-        A class is the mean of its examples, by each operator. With `words` its name has a say too, as CLIPSeg (CVPR
-        2022) mixes the two. Examples only compete with examples: images are nearer to images than to any word.
+        A class is the mean of its examples, for each operator. With `words`, its name counts too, mixed as in CLIPSeg
+        (CVPR 2022). Examples only compete with examples, because images are closer to images than to any word.
 
         Args:
-            found: from `embed`. examples: for each name its embedded regions, from `embed` too; those named "nothing"
-                stand for what is none of the others.
-            words: 0..1, weight of the name beside its examples. threshold: regions below it are nothing.
+            found: from `embed`. examples: embedded regions by name, also from `embed`. Those named "nothing" stand for
+                none of the others.
+            words: 0..1, weight of the name against its examples. threshold: regions below it are nothing.
 
         Raises:
-            LabelError: fewer than two names, or a name without a region.
-            OptionError: `words` out of range, or an order that keeps no vectors.
+            LabelError: If there are fewer than two names, or a name has no region.
+            OptionError: If `words` is out of range, or the order keeps no vectors.
         """
         if self.order == NAME_FIRST:
             raise OptionError(
-                f"examples are compared with vectors of regions, which order '{NAME_FIRST}' does not make"
+                f"examples are compared with vectors of regions, which order '{NAME_FIRST}' does not compute"
             )
         if not 0 <= words <= 1:
-            raise OptionError(f"words is {words:g}; it is a weight within 0..1")
+            raise OptionError(f"words is {words:g}; it must be a weight within 0..1")
         if len(examples) < 2:
             raise LabelError(
-                f"there are examples of {len(examples)} names; at least two compete, of which one may be '{UNLABELLED}'"
+                f"there are examples of {len(examples)} names; give at least two, of which one may be '{UNLABELLED}'"
             )
         named = [name for name in examples if name != UNLABELLED]
         order = [*named, *(name for name in examples if name == UNLABELLED)]
@@ -468,10 +470,10 @@ class RegionClassifier:
         )
 
     def regions(self, rgb: np.ndarray, **forms: Any) -> Proposals:
-        """The regions of a uint8 RGB photo: those given in one of the forms that a call takes, else proposed.
+        """Return the regions of a uint8 RGB photo: those given in one of a call's forms, else proposed ones.
 
         Raises:
-            ProposalError: several forms, none and no proposer, or anything that does not fit the photo.
+            ProposalError: If several forms are given, none and there is no proposer, or regions do not fit the photo.
         """
         forms = {name: value for name, value in forms.items() if value is not None}
         if not forms:
@@ -484,10 +486,10 @@ class RegionClassifier:
         return given(rgb, **forms)
 
     def _proposer(self) -> Any:
-        """The proposer, loaded when first needed."""
+        """Return the proposer, loading it when first needed."""
         if self._proposals is None:
             raise ProposalError(
-                "no regions: give regions=, boxes= or rle= with the call, or name a proposer for the classifier"
+                "no regions: give regions=, boxes= or rle= in the call, or name a proposer for the classifier"
             )
         if isinstance(self._proposals, str):
             encoder = self.backbone if self._proposals == "clusters" else None
@@ -495,27 +497,27 @@ class RegionClassifier:
         return self._proposals
 
     def policy(self, background: BackgroundSpec = "auto") -> Background:
-        """The background policy of a call: the classifier's own for "auto".
+        """Return the background policy of a call: the classifier's own for "auto".
 
         Raises:
-            LabelError: unusable.
+            LabelError: If it is unusable.
         """
         policy = self._segment.policy(background)
         if policy.foreground:
-            raise OptionError("background 'foreground' tells pixels, and regions are named here; take another")
+            raise OptionError("background 'foreground' is for pixels, and regions are named here; take another")
         return policy
 
     def embed_text(self, labels: LabelSet, policy: Background) -> TextEmbeddings:
-        """Labels and background words as unit vectors, for photos to come; see `Segmenter.embed_text`.
+        """Embed labels and background words as unit vectors, for any photo; see `Segmenter.embed_text`.
 
         Raises:
-            OptionError: text options that read the features of each photo.
+            OptionError: If text options read the features of each photo.
         """
         self._segment.words.require_alone()
         return self._segment.embed_text(labels, policy)
 
     def facts(self) -> dict[str, Any]:
-        """All that decides a result besides the photo, its regions and the labels, as resolved; ready for JSON."""
+        """Return everything that affects a result besides the photo, its regions and the labels, ready for JSON."""
         scorer = self.scorer
         second = {"operator": scorer.second_look, "share": scorer.second_share, "top": scorer.second_top}
         return {
@@ -532,7 +534,7 @@ class RegionClassifier:
         }
 
     def embedding_facts(self) -> dict[str, Any]:
-        """Of `facts`, how regions are embedded, for the meta of results."""
+        """Return the part of `facts` about how regions are embedded, for the metadata of results."""
         dense = any(OPERATORS[name].dense for name in self.operators)
         return {
             "model": self.backbone.name,
@@ -547,7 +549,7 @@ class RegionClassifier:
     def warnings(
         self, labels: Labels, background: BackgroundSpec = "auto", rgb: np.ndarray | None = None
     ) -> tuple[str, ...]:
-        """What the user should know about these words, and about a uint8 RGB photo, a sentence each."""
+        """Return what the user should know about these words and a uint8 RGB photo, one sentence each."""
         return self._segment.words.warnings(LabelSet.parse(labels), self.policy(background), rgb)
 
     def _meta(self, found: RegionEmbeddings, policy: Background) -> dict[str, Any]:
@@ -564,7 +566,7 @@ class RegionClassifier:
 
 
 def _read(rgb: np.ndarray, proposed: Any) -> Proposals:
-    """What a proposer returned: `Proposals`, masks, or an integer map."""
+    """Convert a proposer's output: `Proposals`, masks, or an integer map."""
     size = (rgb.shape[0], rgb.shape[1])
     if isinstance(proposed, Proposals):
         return given(rgb, regions=proposed.select(proposed.areas > 0))

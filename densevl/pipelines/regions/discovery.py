@@ -1,7 +1,7 @@
-"""Regions named without labels: words out of a long list, as few as will do, and regions of one word made one.
+"""Name regions without labels, by as few words of a long list as possible, and merge regions of one word.
 
 The task is that of "Zero-guidance Segmentation Using Zero Segment Labels" (Rewatbowornwong et al., ICCV 2023), where a
-captioner finds the words; here they come from a list. Shape letters: R regions, T strings, C classes.
+captioner finds the words. Here they come from a list. Shape letters: R regions, T strings, C classes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from densevl.proposals.suppress import intersections
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.vocabulary import NOTHING, LabelSet
 
-REPEATED = 0.8  # IoU above which two regions of different words are one thing; the likelier word stays
+REPEATED = 0.8  # IoU above which regions of different words are one thing; the likelier word is kept
 
 
 def readable(words: LabelSet, reach: Callable[[Sequence[str]], list[Reach]]) -> tuple[LabelSet, int]:
-    """The classes of which a model knows some string, with those strings, and how many strings it does not know.
+    """Keep the strings that a model knows, and the classes with any. Also return how many strings it does not know.
 
     Raises:
-        LabelError: it knows none.
+        LabelError: If it knows none.
     """
     unknown = {reached.word for reached in reach(words.words) if not reached.known}
     synonyms = [tuple(word for word in own if word not in unknown) for own in words.synonyms]
@@ -39,17 +39,18 @@ def readable(words: LabelSet, reach: Callable[[Sequence[str]], list[Reach]]) -> 
 
 
 def class_probs(logp_RT: torch.Tensor, classes: torch.Tensor, count: int) -> torch.Tensor:
-    """Probabilities (R, C): a class has that of its best string."""
+    """Return probabilities (R, C), where a class has that of its best string."""
     probs = torch.zeros(len(logp_RT), count, device=logp_RT.device)
     return probs.scatter_reduce_(1, classes.expand(len(logp_RT), -1), logp_RT.exp(), "amax")
 
 
 def few_words(p_RC: torch.Tensor, agree: float) -> list[int]:
-    """Few classes such that each region has one that is at least `agree` times as likely as its likeliest.
+    """Choose few classes such that each region has one that is at least `agree` times as likely as its likeliest.
 
-    Greedy cover: the class next chosen suits most of the regions that have none yet, each counted by how near it comes
-    to the region's likeliest. So a photo of five cats is named by "cat" alone, though one looks a bit more like a lynx.
-    Regions without probabilities ask for none; without any region the first class is given, as a vocabulary has one.
+    This is a greedy cover. The next class is the one that suits most regions that have none yet, where each region
+    counts by the ratio to its likeliest class. So a photo of five cats gets only "cat", even if one looks a bit more
+    like a lynx. Regions without probabilities need no class. Without regions the result is the first class, because a
+    vocabulary cannot be empty.
     """
     best = p_RC.amax(dim=1, keepdim=True) if len(p_RC) else p_RC.new_zeros(0, 1)
     near_RC = torch.where(best > 0, p_RC / best.clamp(min=1e-30), 0.0)
@@ -63,16 +64,16 @@ def few_words(p_RC: torch.Tensor, agree: float) -> list[int]:
 
 
 def together(masks: Proposals, labels: np.ndarray, overlap: float | None) -> list[list[int]]:
-    """Regions of one label that overlap by this share of the smaller, or all of one label if None, as groups.
+    """Group regions of one label that overlap by this share of the smaller one, or all of one label for None.
 
-    Whatever is nothing stays by itself.
+    Regions that are nothing are not grouped.
     """
     areas, groups = masks.areas, []
     waiting = dict.fromkeys(range(len(masks)))
     while waiting:
         reached = [next(iter(waiting))]
         del waiting[reached[0]]
-        for index in reached:  # grows while it is read
+        for index in reached:  # grows during the loop
             others = np.array([i for i in waiting if labels[i] == labels[index] != NOTHING and areas[i]], np.int64)
             if overlap is not None:
                 shared = intersections(masks, index, others)
@@ -85,13 +86,13 @@ def together(masks: Proposals, labels: np.ndarray, overlap: float | None) -> lis
 
 
 def alike(masks: Proposals, vectors_RE: torch.Tensor, words_RE: torch.Tensor, least: float) -> list[list[int]]:
-    """Neighbours joined bottom-up, the most alike first, while any pair is at least `least` alike, as groups.
+    """Group neighbours bottom-up, most similar first, while any pair has a similarity of at least `least`.
 
-    How alike two are is the mean of the cosines of their vectors and of their words' rows; a group has the mean vector
-    of its members, by area, and the word of its largest. Neighbours touch or overlap.
+    The similarity is the mean of the cosine of the vectors and that of the words' rows. A group has the mean vector of
+    its members, weighted by area, and the word of the largest. Neighbours touch or overlap.
 
     Args:
-        vectors_RE: unit rows. words_RE: unit rows of the word of each.
+        vectors_RE: unit rows. words_RE: unit rows of each region's word.
     """
     areas, near = torch.from_numpy(masks.areas).to(vectors_RE), torch.from_numpy(_touching(masks))
     groups = [[index] for index in range(len(masks))]
@@ -108,14 +109,14 @@ def alike(masks: Proposals, vectors_RE: torch.Tensor, words_RE: torch.Tensor, le
         groups[one] = sorted(groups[one] + groups[other])
         near[one] |= near[other]
         near[:, one] |= near[:, other]
-        rest = [index for index in range(len(groups)) if index != other]
-        groups, vectors, words, weight = [groups[i] for i in rest], vectors[rest], words[rest], weight[rest]
-        near = near[rest][:, rest]
+        others = [index for index in range(len(groups)) if index != other]
+        groups, vectors, words, weight = [groups[i] for i in others], vectors[others], words[others], weight[others]
+        near = near[others][:, others]
     return groups
 
 
 def _touching(masks: Proposals) -> np.ndarray:
-    """Which regions (R, R) touch or overlap, bool; empty ones touch nothing."""
+    """Return which regions touch or overlap, bool (R, R). Empty regions touch nothing."""
     from scipy import ndimage  # slow to import
 
     near = np.zeros((len(masks), len(masks)), bool)
@@ -128,7 +129,7 @@ def _touching(masks: Proposals) -> np.ndarray:
 
 
 def union(found: RegionEmbeddings, groups: Sequence[Sequence[int]]) -> RegionEmbeddings:
-    """Unions of regions; a union's vector is the mean of its members', weighed by area."""
+    """Unite regions by groups. The vector of a union is the mean of its members' vectors, weighted by area."""
     regions = found.regions
     packed = [np.bitwise_or.reduce(regions.packed[list(group)], axis=0) for group in groups]
     quality = [float(regions.quality[list(group)].max()) for group in groups]
@@ -141,7 +142,7 @@ def union(found: RegionEmbeddings, groups: Sequence[Sequence[int]]) -> RegionEmb
 
 
 def merged_probs(p_RC: torch.Tensor, areas: np.ndarray, groups: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Probabilities of unions: the means of their members', weighed by area."""
+    """Return probabilities of unions: the mean of their members', weighted by area."""
     if not groups:
         return p_RC
     weight = torch.from_numpy(np.maximum(areas, 1)).to(p_RC)

@@ -1,6 +1,6 @@
-"""Photos into what grows by photos, an index or a bank: new and changed ones are looked at, and kept part by part.
+"""Add photos to an index or a bank: new and changed ones are embedded, and stored part by part.
 
-Both hold a vector a region: `settled` says by which operator a classifier makes it, and on what else it depends.
+Both hold one vector per region: `settled` tells which operator of a classifier makes it, and what else it depends on.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from densevl.pipelines.settings import NAME_FIRST
 from densevl.regions.index import Photo
 
 WORDS = frozenset({"templates", "text", "text_side", "background", "presence", "margin", "clip_share", "second_look"})
-"""Facts of a classifier that the vectors of regions do not depend on."""
-KEPT_BACK = 256  # photos that are held before they are written; an interrupted build goes on from there
+"""Facts of a classifier that do not affect the vectors of regions."""
+KEPT_BACK = 256  # photos collected before they are written; an interrupted build resumes from there
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a build did. Attributes: added, kept and removed photos, by path; failed, the reason by path."""
+    """Report of a build. Attributes: added, kept and removed: photos, by path; failed: the reason by path."""
 
     added: tuple[str, ...]
     kept: tuple[str, ...]
@@ -39,11 +39,11 @@ class Built:
 
 @dataclass(frozen=True)
 class Taking:
-    """How photos are taken.
+    """Options of adding photos.
 
     Attributes:
-        forget: photos that are not among those given are dropped. skip: a folder that is left out, such as that of
-            results. strict: stop at the first bad photo. watch: is told what happens.
+        forget: drop photos that are not among those given. skip: a folder that is left out, such as that of the
+            results. strict: stop at the first bad photo. watch: receives progress.
     """
 
     forget: bool
@@ -53,22 +53,22 @@ class Taking:
 
 
 def settled(classifier: RegionClassifier, holds: str) -> tuple[str, dict[str, Any]]:
-    """The operator that makes a classifier's vectors, and the facts that they depend on, ready for JSON.
+    """Return the operator that makes a classifier's vectors, and the facts they depend on, ready for JSON.
 
     Args:
-        holds: what is to hold the vectors, "an index", for messages.
+        holds: what will hold the vectors, "an index", for messages.
 
     Raises:
-        OptionError: several operators, or a model that names regions without vectors.
+        OptionError: If there are several operators, or the model names regions without vectors.
     """
     if len(classifier.operators) != 1:
         raise OptionError(
-            f"{holds} holds one vector a region, and the operators are {'+'.join(classifier.operators)}; take one, "
+            f"{holds} holds one vector per region, but the operators are {'+'.join(classifier.operators)}; take one, "
             "RegionClassifier(model, 'pool')"
         )
     if classifier.order == NAME_FIRST:
         raise OptionError(
-            f"model '{classifier.backbone.name}' scores words and embeds no regions here, so there is nothing for "
+            f"model '{classifier.backbone.name}' scores words and has no vectors of regions, so there is nothing for "
             f"{holds} to hold; take a CLIP model, or model 'mini' for drawings (--model), or name the regions of each "
             "photo instead (densevl regions)"
         )
@@ -85,15 +85,16 @@ def fill(
     listed: ErrorList | None,
     how: Taking,
 ) -> Built:
-    """Take the photos that are new or changed; a bad one is named in the report, and the others are taken.
+    """Add the photos that are new or changed. Unreadable photos are listed in the report, and the others are added.
 
     Args:
-        photos: see `images.find_images`. known: what is held. look: a path to the size (H, W) of the photo and what is
-            found there. take: takes what was found, in place of what is held of those paths. drop: photos, by path.
-        listed: takes the bad ones.
+        photos: see `images.find_images`. known: the photos already held. look: from a path to the size (H, W) of the
+            photo and what is found in it. take: stores what was found, replacing those paths. drop: removes paths.
+        listed: receives the bad photos.
 
     Raises:
-        ImageError: no photos, or a bad one with `strict`. What `look` and `take` raise; what is in memory is taken.
+        ImageError: If there are no photos, or one is bad and `strict`. Errors of `look` and `take` are raised after
+            storing what is in memory.
     """
     watch, paths = how.watch, find_images(photos, skip=how.skip).paths
     states = {path: stamp(path) for path in paths}

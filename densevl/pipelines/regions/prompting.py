@@ -1,4 +1,4 @@
-"""A click or a box to a mask: what a SAM makes of it, ready to be named (Open-Vocabulary SAM, ECCV 2024)."""
+"""Turn a click or a box into a mask with a SAM, ready to be named (Open-Vocabulary SAM, ECCV 2024)."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ def prompted(
     proposer: Any = "mini-sam",
     near: bool = True,
 ) -> Proposals:
-    """Make one mask of each click and each box; the photo is encoded once.
+    """Make one mask from each click and each box. The photo is encoded once.
 
     Examples:
         >>> regions = prompted("scene.png", points=[(116, 108)], boxes=[(20, 120, 75, 185)])
         >>> classify("scene.png", ["elephant", "penguin"], regions=regions).found
 
     Args:
-        image: as `read_image` takes it. points: (P, 2) x, y in pixels, a click each. boxes: (R, 4) x0, y0,
-            x1, y1 in pixels.
-        proposer: a SAM, or its name. With one that is none, boxes stay rectangles.
-        near: of a click's mask keep the connected part that it hit, if it hit any; of a box's mask what is in the box.
-            Small models put things of one look into one mask, wherever they are. False leaves masks as they come. A
-            box in which the SAM finds nothing stays a rectangle.
+        image: any that `read_image` accepts. points: (P, 2) x, y in pixels, one click each. boxes: (R, 4) x0, y0, x1,
+            y1 in pixels.
+        proposer: a SAM, or its name. With any other proposer, boxes stay rectangles.
+        near: keep only the connected part of a click's mask that was hit, if any, and the part of a box's mask inside
+            the box. Small models put similar things anywhere in the photo into one mask. False keeps whole masks. A box
+            in which the SAM finds nothing stays a rectangle.
 
     Returns:
-        Masks of the points, then of the boxes, in order; the boxes of the result are those of the masks.
+        Masks of the points, then of the boxes, in order. The boxes of the result are those of the masks.
 
     Raises:
-        ProposalError: clicks without a SAM, or where it finds nothing; prompts in 0-1, outside the photo or malformed.
-            ModelError, MissingExtraError: the proposer cannot be loaded.
+        ProposalError: If there are clicks but no SAM, it finds nothing at one, or prompts are in 0-1, outside the photo
+            or malformed.
+        ModelError, MissingExtraError: If the proposer cannot be loaded.
     """
     if isinstance(proposer, str):
         proposer = load_proposer(proposer)
@@ -51,7 +52,7 @@ def prompted(
     whole = Proposals.from_boxes(boxes, size)
     if not hasattr(proposer, "prompt"):
         if len(clicks):
-            raise ProposalError("points need a SAM to make masks of them; take the proposer mini-sam or sam")
+            raise ProposalError("points need a SAM to turn them into masks; take the proposer mini-sam or sam")
         return whole
     encoded = proposer.encode(rgb)
     found = []
@@ -77,7 +78,7 @@ def _kept(found: Proposals, masks: list[npt.NDArray[np.bool_]]) -> Proposals:
 
 
 def _part_at(mask: npt.NDArray[np.bool_], point: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """The connected part of a mask that holds a point; all of it where the point is outside."""
+    """Return the connected part of a mask that contains a point, or the whole mask if the point is outside."""
     numbers = components(mask)
     x, y = (min(int(place), length - 1) for place, length in zip(point, mask.shape[::-1], strict=True))
     return numbers == numbers[y, x] if mask[y, x] else mask

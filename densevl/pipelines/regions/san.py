@@ -1,4 +1,4 @@
-"""SAN's masks, named: its vectors against words, and against its own vector of "no object"."""
+"""Name the masks of SAN: its vectors are compared with words and with its own vector of "no object"."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def name_with_san(
         >>> result.semantic("sum")  # SAN's own output, with masks cut at one half
 
     Args:
-        classifier: of the backbone that `san` was given, by operator "cls_bias".
-        image, labels: as `RegionClassifier` takes them.
-        background: beside SAN's "no object", which competes with the words; "auto" is nothing more.
+        classifier: has the backbone that `san` was given, and operator "cls_bias".
+        image, labels: as for `RegionClassifier`.
+        background: in addition to SAN's "no object", which competes with the words; "auto" adds nothing.
 
     Raises:
-        LabelError: unusable labels.
-        ImageError: unreadable image.
-        OptionError: an unusable background.
+        LabelError: If the labels are unusable.
+        ImageError: If the image is unreadable.
+        OptionError: If the background is unusable.
     """
     alone = isinstance(background, str) and background == "auto"
     label_set, policy = LabelSet.parse(labels), Background() if alone else classifier.policy(background)
@@ -45,5 +45,5 @@ def name_with_san(
     classes = torch.cat([text.classes, text.classes.new_tensor([NOTHING])])
     logp = (classifier.backbone.logit_scale * found.vectors[OPERATOR] @ rows.T).log_softmax(dim=1)
     result = classifier.judged(found, logp, label_set, classes, policy)
-    told = *classifier.warnings(label_set, policy, found.image), *remarks.of_labels(result.labels, "region")
-    return replace(result, warnings=told)
+    warned = *classifier.warnings(label_set, policy, found.image), *remarks.of_labels(result.labels, "region")
+    return replace(result, warnings=warned)
