@@ -180,7 +180,7 @@ def test_names_of_an_object_store_lead_to_nothing_outside(folder: str, monkeypat
 def test_a_hostile_shard_of_results_is_one_line(data: bytes, ending: str) -> None:
     if ending == ".parquet":
         pytest.importorskip("pyarrow")
-    with spending(seconds=2, megabytes=50), pytest.raises(OutputError, match="is no shard of results") as error:
+    with spending(seconds=2, megabytes=50), pytest.raises(OutputError, match="is not a shard of results") as error:
         errors_of(f"results-000000{ending}", data)
     assert "\n" not in str(error.value)
 

@@ -247,12 +247,12 @@ def _bad(name: str, folder: Path) -> Any:
 @pytest.mark.parametrize(
     ("name", "told"),
     {
-        "16 bits": "uint16 and no 8-bit colours.*--range",
-        "floats": "float32 and no 8-bit colours.*--range",
+        "16 bits": "uint16 instead of 8-bit colours.*--range",
+        "floats": "float32 instead of 8-bit colours.*--range",
         "five bands": "5 bands.*--bands",
         "turned": "orientation 6",
-        "cut": "cannot be read to its end|is damaged",
-        "text": "no TIFF, PNG, JPEG or JPEG 2000",
+        "cut": "cannot be read completely|is damaged",
+        "text": "not a TIFF, PNG, JPEG or JPEG 2000",
         "absent": "does not exist",
         "address": "copy it first",
     }.items(),

@@ -153,7 +153,7 @@ def test_packed_results_are_those_of_a_folder_and_a_killed_run_goes_on(photos, t
     (out.parent / f"theirs-000000{ending}").write_bytes(b"theirs")
     with pytest.raises(OutputError, match="not written by densevl"):
         to_files(task, found, out.with_name(f"theirs{ending}"))
-    with pytest.raises(OptionError, match="go with a folder"):
+    with pytest.raises(OptionError, match="need a folder"):
         to_files(task, found, out, together=[gathered.Sheet("_overlay.png")])
 
 

@@ -92,7 +92,7 @@ def test_what_cannot_be_searched_is_refused(classify, folder, tmp_path) -> None:
         RegionSearch(other, folder / "index.npz")
     with pytest.raises(OptionError, match=r"pool\+cls_mask"):
         RegionSearch(RegionClassifier("mini", proposals=propose))
-    with pytest.raises(LabelError, match="holds no region"):
+    with pytest.raises(LabelError, match="has no region"):
         search.find(classify.embed(SCENES / "water.png", boxes=[]))
     with pytest.raises(LabelError):
         search.find("")

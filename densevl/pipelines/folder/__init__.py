@@ -1,1 +1,1 @@
-"""Many images to files: `loop.py` is the one loop, `tasks.py` what is done with each image."""
+"""Process many images to files: `loop.py` is the loop, `tasks.py` defines what is done with each image."""

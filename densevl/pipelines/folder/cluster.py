@@ -1,7 +1,7 @@
-"""The loop over a folder on a Ray cluster: shards of images go to workers, each with the model loaded once.
+"""The loop over a folder on a Ray cluster: workers that have loaded the model once process shards of images.
 
-Nothing but paths and messages travels; all machines see the same folders. A worker that is lost is replaced by Ray, and
-what it had done of its shard is found done: every image has its results once, whoever made them.
+Only paths and messages are sent, so all machines must see the same folders. Ray replaces a lost worker. Images of its
+shard that were already done are not repeated: every image has its results once, whoever made them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from densevl.weights.given import given_in, loaded_as
 
 SHARD = 64
 Outcome = tuple[list[Job], dict[str, str]]
-"""The jobs of a shard, and the message of each bad image."""
+"""The jobs of a shard, and the error message of each bad image."""
 
 
 class _Worker:
-    """An actor of Ray Data: a row in is a shard, a row out what became of it.
+    """An actor of Ray Data. It gets one row per shard, and returns a row with the outcome.
 
-    What is wrong with the whole run goes home in a row: an actor that raised would be started again and again.
+    Errors that concern the whole run are returned in the row, because Ray would restart an actor that raises forever.
     """
 
     def __init__(self, work: Work, facts: dict[str, Any], store: Store, threads: int | None, most: int) -> None:
@@ -51,8 +51,8 @@ class _Worker:
             self.wrong = str(error)
             return
         facts = {name: fact for name, fact in facts.items() if name in own}
-        if told := differing(facts, own):
-            self.wrong = f"a worker would give other results than asked for ({told}): install the same everywhere"
+        if changes := differing(facts, own):
+            self.wrong = f"a worker would give other results ({changes}): install the same versions everywhere"
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         errors: dict[str, str] = {}
@@ -85,15 +85,15 @@ class _Worker:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray cluster and how work is handed out on it.
+    """A Ray cluster, and how work is distributed on it.
 
     Attributes:
-        work: what is done. address: "local" starts Ray on this machine; else that of a cluster, such as "auto".
-        workers: how many, each with a model of its own. shard: images a worker takes at a time.
-        threads: of torch, for each worker; None leaves it to torch.
+        work: what is done. address: "local" starts Ray on this machine; otherwise that of a cluster, such as "auto".
+        workers: number of workers, each with its own model. shard: number of images a worker takes at a time.
+        threads: torch threads per worker; None leaves it to torch.
 
     Raises:
-        OptionError: nothing answers at the address.
+        OptionError: If no cluster answers at the address.
     """
 
     work: Work
@@ -106,7 +106,7 @@ class Cluster:
         host, colon, port = self.address.removeprefix("ray://").rpartition(":")
         if self.address in ("local", "auto"):
             return
-        try:  # Ray itself would go on trying for minutes
+        try:  # Ray itself would keep trying for minutes
             if not (host and colon and port.isdecimal()):
                 raise OSError("it is not HOST:PORT")
             socket.create_connection((host, int(port)), timeout=10).close()
@@ -124,16 +124,16 @@ class Cluster:
         group: int = 1,
         bad_before: Collection[str] = (),
     ) -> Iterator[Outcome]:
-        """Do the jobs that are missing, and tell of each shard when it is done.
+        """Do the missing jobs, and yield the outcome of each shard when it is done.
 
         Args:
-            facts: of the task, which those of every worker must equal. store: where results go.
-            jobs: all of them, so that shards are the same in every run. group: shards hold whole groups of so many.
+            facts: facts of the task, which must be equal on every worker. store: where results are written.
+            jobs: all jobs, so that shards are the same in every run. group: shards contain whole groups of this size.
             bad_before: see `work_through`.
 
         Raises:
-            MissingExtraError: Ray is not installed.
-            DensevlError: a worker has another model or version, or cannot go on.
+            MissingExtraError: If Ray is not installed.
+            DensevlError: If a worker has another model or version, or fails.
         """
         size = -(-self.shard // group) * group
         shards = [jobs[first : first + size] for first in range(0, len(jobs), size)]
@@ -149,7 +149,7 @@ class Cluster:
         yield from self._hand_out(facts, store, rows)
 
     def packs(self, facts: dict[str, Any], store: Store, shards: Mapping[str, Sequence[Job]]) -> Iterator[Outcome]:
-        """Do shards that are each packed in one file, by its name; see `run`."""
+        """Do shards that are each packed in one file, by file name; see `run`."""
         rows = [
             {"jobs": json.dumps([[job.image, job.name] for job in part]), "pack": name, "bad_before": "[]"}
             for name, part in shards.items()
@@ -171,10 +171,10 @@ class Cluster:
                 ray.init(place, log_to_driver=False, logging_level=logging.WARNING)
             except ConnectionError as error:
                 raise OptionError(f"no Ray cluster at {self.address!r}; start one, or take 'local'") from error
-        logging.getLogger("ray.data").setLevel(logging.WARNING)  # progress is told by `Watch`
+        logging.getLogger("ray.data").setLevel(logging.WARNING)  # `Watch` reports progress
         ray.data.DataContext.get_current().enable_progress_bars = False
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= self.workers else 0  # a GPU each, where there are enough
-        # One shard is one block: shards are handed out as workers become free, and only paths are held in memory.
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= self.workers else 0  # one GPU each, if there are enough
+        # One shard is one block: free workers get the next shard, and only paths are held in memory.
         data = ray.data.from_items(rows, override_num_blocks=len(rows))
         worker: Any = _Worker
         done = data.map(
@@ -190,4 +190,4 @@ class Cluster:
 
 
 def _nothing(job: Job, result: Any) -> None:
-    """A worker tells of its images when the shard is done."""
+    """Do nothing: a worker reports its images when the shard is done."""

@@ -1,4 +1,4 @@
-"""The loop over images itself: each with its result, in order; a bad one is told of and the others go on."""
+"""The loop over images: yield each with its result, in order. Bad images are reported, and the others continue."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from densevl.images import read_image
 from densevl.pipelines.folder.watch import Job
 
 BAD = (ImageError, ProposalError)
-"""What is wrong with one image and not with the run."""
+"""Errors of one image, as opposed to the run."""
 WAITING, HELD = 16, 2**27
-"""Results that wait to be written while the next ones are made, and bytes of them where there are several."""
+"""Results that may wait to be written while the next are computed, and their limit in bytes if there are several."""
 Failed = Callable[[Any, Exception], None]
 Run = Callable[[Sequence[Any], Failed], Iterator[Any]]
-"""Images to their results, in order; an image that is bad goes to the function instead."""
+"""Takes images and yields their results in order. Bad images are passed to the function instead."""
 
 
 def one_by_one(call: Callable[[Any], Any]) -> Run:
-    """Run a function of one image on many."""
+    """Turn a function of one image into one of many."""
 
     def run(images: Sequence[Any], failed: Failed) -> Iterator[Any]:
         for image in images:
@@ -41,7 +41,7 @@ def one_by_one(call: Callable[[Any], Any]) -> Run:
 
 
 def each(run: Run, images: Sequence[Any], failed: Failed) -> Iterator[tuple[Any, Any]]:
-    """Images with their results, in order; those that are bad go to `failed`."""
+    """Yield images with their results, in order. Bad images are passed to `failed`."""
     waiting, bad = deque(images), set()
 
     def note(image: Any, error: Exception) -> None:
@@ -65,13 +65,13 @@ def work_through(
     group: int = 1,
     bad_before: Collection[str] = (),
 ) -> None:
-    """Do the jobs that are not done.
+    """Do the jobs that are not done yet.
 
     Args:
-        run: does images. is_done: whether a job is. save: writes a result, in a thread. failed, saved: are told of bad
-            images and of results that are written, in order.
-        group: so many images share passes; see `tasks.Task`. bad_before: images that could not be read earlier; if only
-            such are missing of a group and they still cannot be read, the rest of it is left in peace.
+        run: processes images. is_done: whether a job is done. save: writes a result, in a thread. failed, saved: called
+            with bad images and written results, in order.
+        group: number of images that share passes; see `tasks.Task`. bad_before: images that could not be read earlier.
+            If a group lacks only such images and they still cannot be read, it is not computed again.
     """
     by_image = {job.image: job for job in jobs}
     with _Writing(save, saved, failed) as writing:
@@ -92,9 +92,9 @@ def work_through(
 
 
 class _Writing:
-    """Results on their way to files: a thread writes them, and they are told of in order.
+    """Writes results in a thread, and reports them in order.
 
-    What was taken is written and told of whatever is raised, Ctrl-C too; a second Ctrl-C leaves the rest.
+    All results taken are written and reported even if an exception or Ctrl-C is raised. A second Ctrl-C drops the rest.
     """
 
     def __init__(
@@ -108,8 +108,8 @@ class _Writing:
         self._waiting: deque[tuple[Job, Any, Future[None]]] = deque()
 
     def take(self, job: Job, result: Any) -> None:
-        """Write a result, when its turn comes."""
-        if hasattr(result, "progress"):  # the model makes it while it is written, so there is nothing to do meanwhile
+        """Write a result when its turn comes."""
+        if hasattr(result, "progress"):  # the model runs while it is written, so nothing can overlap
             self.finish()
             self._tell(job, result, lambda: self._save(job, result))
             return
@@ -120,12 +120,12 @@ class _Writing:
             self._next()
 
     def bad(self, job: Job, error: Exception) -> None:
-        """Tell of a bad image, after all before it."""
+        """Report a bad image after all images before it."""
         self.finish()
         self._failed(job, error)
 
     def finish(self) -> None:
-        """Wait until all is written that was taken."""
+        """Wait until all results taken are written."""
         while self._waiting:
             self._next()
 
@@ -138,7 +138,7 @@ class _Writing:
     def _tell(self, job: Job, result: Any, written: Callable[[], None]) -> None:
         try:
             written()
-        except BAD as error:  # some results are made while they are written
+        except BAD as error:  # some results are computed while they are written
             self._failed(job, error)
         else:
             self._saved(job, result)
@@ -155,7 +155,7 @@ class _Writing:
         finally:
             try:
                 while self._waiting:
-                    with suppress(DensevlError, OSError):  # what is raised already comes first
+                    with suppress(DensevlError, OSError):  # the exception already raised takes precedence
                         self._next()
                 self._pool.shutdown()
             except KeyboardInterrupt:
@@ -165,7 +165,7 @@ class _Writing:
 
 @contextmanager
 def unstopped() -> Iterator[None]:
-    """Put off Ctrl-C to the end of a short piece of work."""
+    """Delay Ctrl-C to the end of a short piece of work."""
     before, stops = signal.getsignal(signal.SIGINT), list[Any]()
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
@@ -180,12 +180,12 @@ def unstopped() -> Iterator[None]:
 
 
 def _size(waiting: tuple[Job, Any, Future[None]]) -> int:
-    """Bytes of the arrays of a result."""
+    """Return the bytes of the arrays of a result."""
     return sum(getattr(value, "nbytes", 0) for value in getattr(waiting[1], "__dict__", {}).values())
 
 
 def _parts(jobs: Sequence[Job], size: int, is_done: Callable[[Job], bool]) -> Iterator[Sequence[Job]]:
-    """Jobs in groups of `size`, counted from the first; where groups are of one, all together that are not done."""
+    """Yield jobs in groups of `size`, counted from the first. With groups of one, yield all that are not done."""
     if size == 1:
         yield [job for job in jobs if not is_done(job)]
     else:
@@ -193,7 +193,7 @@ def _parts(jobs: Sequence[Job], size: int, is_done: Callable[[Job], bool]) -> It
 
 
 def _unreadable(image: str) -> ImageError | None:
-    """Why an image cannot be read, None if it can."""
+    """Return why an image cannot be read, or None if it can."""
     try:
         read_image(image)
     except ImageError as error:

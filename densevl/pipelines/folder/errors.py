@@ -1,4 +1,4 @@
-"""The list of bad images: a row the moment one is met, whole after any kill, in the order of the images at the end."""
+"""The list of bad images: each is appended at once, a kill leaves only whole rows, and the end puts them in order."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class ErrorList:
         self.rows, self._begun = dict[str, str](), False
 
     def begin(self) -> None:
-        """Read what an earlier run left; a row that a kill cut goes."""
+        """Read the rows of an earlier run, dropping one that a kill cut off."""
         if not self._begun and self._store.exists(self._name):
             self.rows = _read(self._store.read(self._name))
             self._write(self.rows)
         self._begun = True
 
     def add(self, image: str, error: str) -> None:
-        """Append a row, unless it is there.
+        """Append a row, unless it is already there.
 
         Raises:
-            OutputError: the disk refuses.
+            OutputError: If the file cannot be written.
         """
         self.begin()
         if self.rows.get(image) != error:
@@ -34,7 +34,7 @@ class ErrorList:
             self._store.append(self._name, _row(image, error).encode())
 
     def close(self, images: Iterable[str], errors: dict[str, str]) -> None:
-        """Leave the rows of these errors, in the order of the images; no file if there are none."""
+        """Keep the rows of these errors, in the order of the images. Without errors, remove the file."""
         rows = {image: errors[image] for image in images if image in errors}
         if rows and self._begun:
             self._write(rows)

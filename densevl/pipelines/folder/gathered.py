@@ -1,4 +1,4 @@
-"""What is written of all images of a run together, always from the files of each: so a resumed run gives the same."""
+"""Files about all images of a run, always made from the files of each image, so that a resumed run gives the same."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MOST = 200  # pictures on a sheet
 
 
 class Results(Protocol):
-    """The folder that results are in; see `densevl.pipelines.folder.loop.Folder`."""
+    """A folder of results; see `densevl.pipelines.folder.loop.Folder`."""
 
     store: Store
     kind: Kind
@@ -50,20 +50,20 @@ class Results(Protocol):
 
 
 class Gathered(ABC):
-    """One file of all results. Attributes: file: its name, "" if there is none."""
+    """A file about all results. Attributes: file: its name, "" if there is none."""
 
     file: str
 
     def parts(self, jobs: Sequence[Job]) -> list[str]:
-        """The names of further files, for each image."""
+        """Return the names of further files, for each image."""
         return []
 
     @abstractmethod
     def write(self, results: Results, jobs: Sequence[Job]) -> list[str]:
-        """Write it, unless it is there with this content.
+        """Write the file, unless it already has this content.
 
         Raises:
-            OutputError: the disk refuses.
+            OutputError: If the file cannot be written.
         """
 
 
@@ -72,8 +72,8 @@ class Sheet(Gathered):
     """Pictures of the results in one file of at most 1 MB.
 
     Attributes:
-        picture: the ending of their files. columns: at least so many in a row. most: pictures; of more, the last title
-            says how many there are.
+        picture: the extension of their files. columns: minimum per row. most: maximum number of pictures; if there are
+            more, the last title says how many.
     """
 
     picture: str
@@ -82,23 +82,23 @@ class Sheet(Gathered):
     file = SHEET
 
     def write(self, results: Results, jobs: Sequence[Job]) -> list[str]:
-        """See `Gathered`; scored images come the most anomalous first."""
+        """See `Gathered`. Scored images are sorted with the most anomalous first."""
         scores: dict[Job, float | None] = {}
         for job in jobs if results.kind.use == "anomaly" else jobs[: self.most]:
-            told = results.content(job)
+            content = results.content(job)
             with results.sense(job):
-                scores[job] = float(told["score"]) if told.get("score") is not None else None
+                scores[job] = float(content["score"]) if content.get("score") is not None else None
         ranked = sorted(scores, key=lambda job: -(scores[job] or 0.0))[: self.most]
         count = len(ranked)
         columns = max(self.columns, count if count < 4 else min(10, math.ceil(math.sqrt(count))))
         pictures, titles, keys = [], [], []
         for job in ranked:
-            told, data = results.content(job), results.store.read(f"{job.name}{self.picture}")
+            content, data = results.content(job), results.store.read(f"{job.name}{self.picture}")
             with results.sense(job), Image.open(io.BytesIO(data)) as drawn:
-                picture = without_legend(drawn, told)
+                picture = without_legend(drawn, content)
                 picture.thumbnail((WIDTH // columns, WIDTH // columns * 2))
                 pictures.append(read_image(picture))
-                keys.append(key(told))
+                keys.append(key(content))
             name, score = Path(job.image).name, scores[job]
             titles.append(name if score is None else f"{score:.3f}  {name}")
         if len(jobs) > count:
@@ -110,7 +110,7 @@ class Sheet(Gathered):
 
 
 class Scores(Gathered):
-    """A table of anomaly scores, a row for each image."""
+    """A table of anomaly scores, with one row per image."""
 
     file = SCORES
 
@@ -120,22 +120,25 @@ class Scores(Gathered):
         writer = csv.writer(buffer)
         writer.writerow(COLUMNS)
         for job in jobs:
-            told = results.content(job)
+            content = results.content(job)
             with results.sense(job):
-                verdict = "" if told["is_anomalous"] is None else str(told["is_anomalous"]).lower()
-                share = f"{told['anomalous_share']:.6g}" if "anomalous_share" in told else ""
+                verdict = "" if content["is_anomalous"] is None else str(content["is_anomalous"]).lower()
+                share = f"{content['anomalous_share']:.6g}" if "anomalous_share" in content else ""
                 image = job.image.encode(errors="backslashreplace").decode()
-                largest, peak = told["map"]["max"], told["peak"]
-                writer.writerow([image, f"{told['score']:.9g}", verdict, f"{largest:.9g}", share, peak["x"], peak["y"]])
+                largest, peak = content["map"]["max"], content["peak"]
+                writer.writerow(
+                    [image, f"{content['score']:.9g}", verdict, f"{largest:.9g}", share, peak["x"], peak["y"]]
+                )
         return [results.store.renew(self.file, buffer.getvalue().encode())]
 
 
 @dataclass(frozen=True)
 class Export(Gathered):
-    """Regions or label maps as one data set.
+    """Regions or label maps as one dataset.
 
     Attributes:
-        kind: of `EXPORTS`. names: the classes. stuff: those that are no things. overwrite: also what somebody edited.
+        kind: of `EXPORTS`. names: the classes. stuff: classes that are not things. overwrite: also replace edited
+            files.
     """
 
     kind: str
@@ -148,7 +151,7 @@ class Export(Gathered):
 
     @property
     def file(self) -> str:  # type: ignore[override]
-        """The file of the whole set, "" if there is none."""
+        """The file of the whole dataset, "" if there is none."""
         return EXPORTS[self.kind].file or ""
 
     def parts(self, jobs: Sequence[Job]) -> list[str]:
@@ -176,20 +179,22 @@ class Export(Gathered):
     def _into(self, folder: Path, results: Results, jobs: Sequence[Job]) -> list[Path]:
         export = open_export(self.kind, folder, self.names, stuff=self.stuff, overwrite=self.overwrite)
         for job in jobs:
-            told = results.content(job)
+            content = results.content(job)
             with results.sense(job):
                 if export.wants_photo:
-                    photo = photo_of(told, None)
+                    photo = photo_of(content, None)
                 else:
-                    photo = np.zeros((told["size"]["height"], told["size"]["width"], 3), np.uint8)
-                found = _result(results, job, told, photo)
+                    photo = np.zeros((content["size"]["height"], content["size"]["width"], 3), np.uint8)
+                found = _result(results, job, content, photo)
             export.add(job.image, found, self._name(job))
         return export.close()
 
 
-def _result(results: Results, job: Job, told: dict[str, Any], photo: np.ndarray) -> RegionResult | SegmentationResult:
-    """The result of an image from its files."""
+def _result(
+    results: Results, job: Job, content: dict[str, Any], photo: np.ndarray
+) -> RegionResult | SegmentationResult:
+    """Read the result of an image from its files."""
     if results.kind == REGIONS:
-        return RegionResult.of(told, photo)
+        return RegionResult.of(content, photo)
     labels, confidence = (results.store.read(f"{job.name}{ending}") for ending in (".png", f"{CONFIDENCE_MARK}.png"))
-    return SegmentationResult.of(told, labels, confidence, photo)
+    return SegmentationResult.of(content, labels, confidence, photo)

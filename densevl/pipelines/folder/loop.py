@@ -1,9 +1,9 @@
-"""Many images to files: the one loop of every command.
+"""Process many images to files: the loop that all commands share.
 
-A folder of results belongs to one run. Its `densevl.json` says what made it and which image became what, so the same
-call goes on where an earlier one stopped: an image is done when all its files are there, whole, and it has not changed
-since. Another model, other labels or another version do not mix with what is there. A bad image is a row of
-`errors.jsonl` the moment it is met, and the others are done.
+A folder of results belongs to one run. Its `densevl.json` records what made it and which image became what, so that the
+same call resumes where an earlier one stopped: an image is done if all its files are there and it has not changed
+since. Results of another model, other labels or another version are never mixed with those in the folder. A bad image
+becomes a row of `errors.jsonl` at once, and the others are processed.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ EARLIER = Kind("result", DensevlError, "remove it, and it is made again")
 
 
 def as_begun(work: Work, out: str | os.PathLike[str] | None) -> Work:
-    """A work that leaves its precision to the machine, at the one that its results were begun with, if there are any.
+    """Return the work with precision "auto" replaced by the precision its existing results were made with, if any.
 
     Args:
-        out: where they go, as `to_files` takes it.
+        out: where results are written, as for `to_files`.
     """
     options = getattr(work, "options", {})
     if out is None or options.get("precision") != AUTO:
@@ -60,11 +60,12 @@ def as_begun(work: Work, out: str | os.PathLike[str] | None) -> Work:
 
 
 def default_folder(base: str | os.PathLike[str], task: Task, *, overwrite: bool = False) -> str:
-    """The folder of a run that was not told one: `base`/segment, or the first of segment-2, segment-3, ... that is free
-    or holds this very run.
+    """Return the folder of a run without --out: `base`/segment, or the first free one of segment-2, segment-3, ...
+
+    A folder that already holds this same run is also used.
 
     Args:
-        overwrite: the first one, whatever it holds.
+        overwrite: take the first one, whatever it holds.
     """
     facts = task.identity
     for number in count(1):
@@ -78,10 +79,10 @@ def default_folder(base: str | os.PathLike[str], task: Task, *, overwrite: bool 
 
 
 class Folder:
-    """A folder of results: what is in it, what made it, and what is still to be done.
+    """A folder of results: what it holds, what made it, and what is still to be done.
 
     Attributes:
-        store: the folder. kind: what is written for each image. facts: what made it. jobs: those of this call.
+        store: the folder. kind: what is written for each image. facts: what made it. jobs: the jobs of this call.
     """
 
     def __init__(
@@ -94,20 +95,20 @@ class Folder:
         overwrite: bool = False,
         hold: Hold | None = None,
     ) -> None:
-        """Name the results of all images, and refuse what must not be.
+        """Name the results of all images, and refuse those that must not be written.
 
         Args:
-            together: what is written of all images. overwrite: what is there goes. hold: keeps other runs out.
+            together: files about all images. overwrite: replace what is there. hold: keeps other runs out.
 
         Raises:
-            OutputError: another run is at work in the folder; it holds results of another, or a file that would be
-                replaced is an image that was given or somebody else's; or it cannot be a folder.
-            ImageError: the only image does not exist.
+            OutputError: If another run is writing to the folder, it holds results of another run, it cannot be a
+                folder, or a file that would be replaced is an input or was not written by densevl.
+            ImageError: If the only image does not exist.
         """
         self.store, self.kind = open_store(path), task.kind
         self.facts = task.identity
         if len(found.paths) == 1 and not is_address(found.paths[0]) and not os.path.isfile(found.paths[0]):
-            read_image(found.paths[0])  # raises with the cause
+            read_image(found.paths[0])  # raises the cause
         self._hold = hold if isinstance(self.store, Local) else None
         if self._hold is not None and os.path.isdir(self.store.place):
             self._hold.take()
@@ -127,7 +128,7 @@ class Folder:
         common = [RUN_FILE, ERRORS, *files, *(name for one in together for name in one.parts(new))]
         others = [name for name in common if name not in own]
         self.store.guard([*self._files(new), *others], inputs=found.paths, overwrite=overwrite)
-        ours = [*self._files(old), *own]  # so the run file says
+        ours = [*self._files(old), *own]  # according to the run file
         self.store.guard(ours, inputs=found.paths, overwrite=True)
         self.store.remove([*gone, *self._files(stale)])
         self._sweep()
@@ -138,23 +139,23 @@ class Folder:
         self.errors, self._begun = ErrorList(self.store, ERRORS), False
 
     def is_done(self, job: Job) -> bool:
-        """Whether all files of an image are there; each is whole or absent."""
+        """Return whether all files of an image exist. Each is complete or absent."""
         return self.store.has(job, self.kind)
 
     def save(self, job: Job, result: Any) -> None:
         """Write the files of one image.
 
         Raises:
-            OutputError: the disk refuses.
+            OutputError: If the files cannot be written.
         """
         self.begin()
         self.store.save(job, self.kind, result)
 
     def content(self, job: Job) -> dict[str, Any]:
-        """What the JSON of a result says.
+        """Read the JSON of a result.
 
         Raises:
-            DensevlError: it is damaged.
+            DensevlError: If it is damaged.
         """
         with self.sense(job):
             content = dict(parse_json(self.store.read(f"{job.name}{self.kind.endings[0]}")))
@@ -162,26 +163,26 @@ class Folder:
             return content
 
     def sense(self, job: Job) -> AbstractContextManager[None]:
-        """Make sense of the content of a result; see `Kind.sense`."""
+        """Convert errors in the content of a result; see `Kind.sense`."""
         return EARLIER.sense(self.store.where(f"{job.name}{self.kind.endings[0]}"), inner=True)
 
     def fail(self, job: Job, error: str) -> None:
-        """Add a row to errors.jsonl, at once."""
+        """Append a row to errors.jsonl at once."""
         self.begin()
         self.errors.add(job.image, error)
 
     def bad_before(self) -> set[str]:
-        """The images that an earlier call could not read."""
+        """Return the images that an earlier call could not read."""
         self.errors.begin()
         return set(self.errors.rows)
 
     def close(self, errors: dict[str, str]) -> None:
-        """Leave in errors.jsonl the rows of this call, in the order of its images."""
+        """Keep only the rows of this call in errors.jsonl, in the order of its images."""
         self.errors.close([job.image for job in self.jobs], errors)
         self._sweep()
 
     def begin(self) -> None:
-        """Write what the folder holds, before its first result; until then nothing is made."""
+        """Write the run file before the first result. Nothing is created before that."""
         if self._begun:
             return
         if self._hold is not None:
@@ -194,10 +195,10 @@ class Folder:
         self._begun = True
 
     def _record(self, overwrite: bool) -> tuple[dict[str, list[Any]], list[str], list[str]]:
-        """What the run file says: images (name, size and time of change by absolute path), common files, what must go.
+        """Read the run file: images (name, size and modification time by path), common files, and what must be removed.
 
         Raises:
-            OutputError: it is damaged, or of another run.
+            OutputError: If it is damaged, or belongs to another run.
         """
         out = "name another --out, or start over with --overwrite"
         try:
@@ -215,8 +216,8 @@ class Folder:
         if facts == self.facts:
             return images, own, []
         if not overwrite:
-            told = differing(facts, self.facts)
-            raise OutputError(f"{shown(self.store.place)} holds results of another run ({told}); {out}")
+            changes = differing(facts, self.facts)
+            raise OutputError(f"{shown(self.store.place)} holds results of another run ({changes}); {out}")
         results = self._files([Job(image, str(entry[0])) for image, entry in images.items()], kind.endings)
         return {}, [], [*results, *own]
 
@@ -228,7 +229,7 @@ class Folder:
 
 
 def _work_here(folder: Folder, task: Task, watch: Watch, *, strict: bool = False) -> dict[str, str]:
-    """Do what is not done of a folder, and return the message of each image that is bad."""
+    """Do what is missing in a folder, and return the message of each bad image."""
     errors: dict[str, str] = {}
     alone = len(folder.jobs) == 1
 
@@ -241,7 +242,7 @@ def _work_here(folder: Folder, task: Task, watch: Watch, *, strict: bool = False
         watch.done(job, result, folder.content(job) if watch.wants_content else {})
 
     def failed(job: Job, error: Exception) -> None:
-        if not alone:  # one bad image is a mistake, of which nothing is to be left
+        if not alone:  # a single bad image is a mistake that leaves no files
             folder.fail(job, str(error))
         watch.failed(job, str(error))
         if strict or alone:
@@ -261,7 +262,7 @@ def _work_here(folder: Folder, task: Task, watch: Watch, *, strict: bool = False
 
 
 def _work_on(cluster: Cluster, folder: Folder, task: Task, watch: Watch, *, strict: bool = False) -> dict[str, str]:
-    """The same on other machines; bad images are known when their shard is done."""
+    """Do the same on other machines. Bad images are known when their shard is done."""
     errors: dict[str, str] = {}
     missing = {job for job in folder.jobs if not folder.is_done(job)}
     if missing:
@@ -290,27 +291,27 @@ def to_files(
     watch: Watch | None = None,
     cluster: Cluster | None = None,
 ) -> Report:
-    """Do a task with every image and write the results; what is done already is left as it is.
+    """Run a task on every image and write the results. What is already done is kept.
 
     Args:
         task: see `densevl.pipelines.folder.tasks`. found: the images, from `densevl.images.find_images`.
-        out: the folder; subfolders are those of the images. Or a name that ends in .tar or .parquet; see `packing`.
-        together: what is written of all images besides; see `densevl.pipelines.folder.gathered`.
+        out: the folder, with the subfolders of the images; or a name that ends in .tar or .parquet, see `packing`.
+        together: files about all images; see `densevl.pipelines.folder.gathered`.
         overwrite: start over, and replace files of others. strict: stop at the first bad image.
-        watch: is told what happens. cluster: does the work; None does it here.
+        watch: receives progress. cluster: does the work; None does it here.
 
     Returns:
         The report. Bad images are also listed in errors.jsonl.
 
     Raises:
-        OutputError: see `Folder`; or the disk refuses.
-        ImageError: the only image is bad, or the first one of `strict`. LabelError, ModelError, MissingExtraError, ...:
-            what is wrong with the whole run, at once.
+        OutputError: See `Folder`; also if files cannot be written.
+        ImageError: If the only image is bad, or with `strict` at the first one.
+        LabelError, ModelError, MissingExtraError, ...: If the whole run is impossible, at once.
     """
     started, watch = time.perf_counter(), watch or Watch()
     if os.fspath(out).endswith(PACKED):
         if any(not isinstance(one, Scores) for one in together):
-            raise OptionError(f"pictures and exports of all images go with a folder; {shown(out)} is none")
+            raise OptionError(f"pictures and exports of all images need a folder, and {shown(out)} is not one")
         report = packing.to_packs(
             task,
             found,

@@ -1,4 +1,4 @@
-"""Names of results: one for each image that hides no other, none that leads out of their folder."""
+"""Choose names of results: unique for each image, and never outside their folder."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from densevl.regions.exports.kinds import EXPORTS
 
 _EXPORTED = [name for one in EXPORTS.values() for name in (one.file, *one.others) if name]
 RESERVED = ("densevl", "errors", "contact_sheet", "scores", *dict.fromkeys(Path(name).stem for name in _EXPORTED))
-"""Names that no result gets, as files of the whole run have them; none depends on what a run was asked for."""
+"""Names that no result gets, because files of the whole run have them. They do not depend on a run's options."""
 FOLDERS = {"images", *(one.part for one in EXPORTS.values() if one.part)}
-"""Folders that no result is in: those of exports, and that of the photos of YOLO's."""
+"""Folders that no result is put in: those of exports, and YOLO's folder of photos."""
 
 
 def names_for(found: Found, keys: Sequence[str], known: Mapping[str, list[Any]]) -> list[str]:
-    """A name for each image: the one it has, or a new one that nobody has."""
+    """Return a name for each image: the one it has, or an unused one."""
     taken: dict[str, list[str]] = {"": [*RESERVED]}
     for entry in known.values():
         folder, _, stem = str(entry[0]).rpartition("/")
@@ -35,22 +35,22 @@ def names_for(found: Found, keys: Sequence[str], known: Mapping[str, list[Any]])
 
 
 def _apart(folder: str) -> str:
-    """A folder of results that is none of `FOLDERS`; `given_folder` is the way back."""
+    """Rename a folder of results that is in `FOLDERS`. `given_folder` reverses this."""
     first, slash, rest = folder.partition("/")
     return f"{first}{'_' * (first.rstrip('_').casefold() in FOLDERS)}{slash}{rest}"
 
 
 def given_folder(name: str) -> str:
-    """The folder that an image was in, by the name of its result; "" for none."""
+    """Return the folder that an image was in, from the name of its result; "" for none."""
     first, slash, rest = name.rpartition("/")[0].partition("/")
     return f"{first[:-1] if first.rstrip('_').casefold() in FOLDERS else first}{slash}{rest}"
 
 
 def require_inside(names: Sequence[str]) -> None:
-    """Refuse a record that would have files outside its folder replaced or removed, or two images in one file.
+    """Refuse a record that would replace or remove files outside its folder, or write two images to one file.
 
     Raises:
-        ValueError, TypeError: it says so, or no names at all.
+        ValueError, TypeError: If it would, or does not contain names.
     """
     paths = [Path(name) for name in names]
     if len(set(paths)) < len(paths) or any(

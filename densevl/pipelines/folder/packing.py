@@ -1,7 +1,7 @@
-"""Results of many images in few files: tar archives as WebDataset reads them, or Parquet tables, a shard each.
+"""Pack results of many images in few files: tar archives for WebDataset, or Parquet tables, one per shard.
 
-`results.tar` becomes results-000000.tar and so on. A shard is written whole or not at all once all its images are done,
-so a run that is started again goes on with the next one; results.json says what made them.
+`results.tar` becomes results-000000.tar and so on. A shard is written completely once all its images are done, or not
+at all, so a restarted run continues with the next one. results.json records what made them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from densevl.saved import parse_json
 Elsewhere = Callable[
     [dict[str, Any], Store, Mapping[str, Sequence[Job]]], Iterator[tuple[Sequence[Job], dict[str, str]]]
 ]
-"""Facts of the task, where results go and shards by name, to the jobs of each shard done and what was bad in it."""
+"""Takes the task's facts, the store, and shards by name; yields each shard's jobs and its error messages."""
 
 
 def to_packs(
@@ -46,11 +46,11 @@ def to_packs(
     shard: int,
     elsewhere: Elsewhere | None = None,
 ) -> Report:
-    """Do a task with every image and write the results shard by shard, each packed in one file.
+    """Run a task on every image and write the results shard by shard, each packed in one file.
 
     Args:
-        shard: so many images, up to whole groups of the task. elsewhere: does shards on other machines; None does them
-            here. The rest, and the errors: see `loop.to_files`.
+        shard: number of images per shard, rounded up to whole groups of the task. elsewhere: does shards on other
+            machines; None does them here. For the others, and the errors, see `loop.to_files`.
     """
     place, name = os.path.split(out)
     stem, ending = os.path.splitext(name)
@@ -63,15 +63,18 @@ def to_packs(
     record, listed = f"{stem}.json", f"{stem}.errors.jsonl"
     before: dict[str, Any] = {}
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        told = json.loads(store.read(record))
-        require_inside(told["files"])
-        before = {"files": told["files"], "facts": dict(told["facts"])}  # one that is damaged is not known for ours
+        recorded = json.loads(store.read(record))
+        require_inside(recorded["files"])
+        before = {
+            "files": recorded["files"],
+            "facts": dict(recorded["facts"]),
+        }  # a damaged record does not count as ours
     own = before.get("files", [])
     fresh = overwrite or before.get("facts") != facts
     if own and fresh and not overwrite:
-        told = differing(before.get("facts", {}), facts)
+        changes = differing(before.get("facts", {}), facts)
         raise OutputError(
-            f"{shown(out)} holds results of another run ({told}); name another --out, or start over with --overwrite"
+            f"{shown(out)} holds results of another run ({changes}); name another --out, or start over with --overwrite"
         )
     theirs = [name for name in (record, listed, *shards) if not (own and name in (record, *own))]
     store.guard(theirs, inputs=found.paths, overwrite=overwrite)
@@ -93,9 +96,9 @@ def to_packs(
             raise error if isinstance(error, Exception) else ImageError(error)
 
     def done(job: Job, result: Any) -> None:
-        said = list(getattr(result, "warnings", ()))
+        notes = list(getattr(result, "warnings", ()))
         shares = {"fractions": result.fractions()} if hasattr(result, "fractions") else {}
-        watch.done(job, result, {"warnings": said, "image": job.image, "shard": places[job], **shares})
+        watch.done(job, result, {"warnings": notes, "image": job.image, "shard": places[job], **shares})
 
     waiting = {name: part for name, part in shards.items() if name not in finished}
     try:
@@ -118,10 +121,10 @@ def to_packs(
 
 
 def pack(place: str, kind: Kind, jobs: Sequence[Job], errors: dict[str, str], folder: Local) -> bytes:
-    """The results of a shard as one file; `place` says by its ending what file.
+    """Return the results of a shard as one file. The extension of `place` decides its format.
 
     Args:
-        jobs: all of the shard. errors: message of each bad image. folder: where the results of the others are.
+        jobs: all jobs of the shard. errors: message of each bad image. folder: contains the results of the others.
     """
     done = [job for job in jobs if job.image not in errors]
     return (_parquet if place.endswith(".parquet") else _tar)(kind, jobs, done, errors, folder)
@@ -135,7 +138,7 @@ def do_shard(
     done: Callable[[Job, Any], None],
     failed: Callable[[Job, Exception], None],
 ) -> dict[str, str]:
-    """Do a shard and write it, unless it is there; the message of each bad image."""
+    """Do a shard and write it, unless it exists. Return the message of each bad image."""
     if store.exists(name):
         return errors_of(name, store.read(name))
     errors: dict[str, str] = {}
@@ -155,10 +158,10 @@ def do_shard(
 
 
 def errors_of(place: str, data: bytes) -> dict[str, str]:
-    """The bad images of a packed shard, and why.
+    """Return the bad images of a packed shard, with their messages.
 
     Raises:
-        OutputError: it is no shard as they are written here.
+        OutputError: If it is not such a shard.
     """
     try:
         if place.endswith(".parquet"):
@@ -170,9 +173,9 @@ def errors_of(place: str, data: bytes) -> dict[str, str]:
             listed = Archive(place, io.BytesIO(data)).read("errors.jsonl")
             rows = [parse_json(line) for line in listed.splitlines()]
         return {str(row["image"]): str(row["error"]) for row in rows}
-    except Exception as error:  # each reader raises its own on damaged data
-        said = " ".join(str(error).split())[:200]
-        raise OutputError(f"{shown(place)} is no shard of results, or is damaged ({said}): remove it") from error
+    except Exception as error:  # each reader raises its own errors on damaged data
+        cause = " ".join(str(error).split())[:200]
+        raise OutputError(f"{shown(place)} is not a shard of results, or is damaged ({cause}): remove it") from error
 
 
 def _tar(kind: Kind, jobs: Sequence[Job], done: Sequence[Job], errors: dict[str, str], folder: Local) -> bytes:
@@ -183,7 +186,7 @@ def _tar(kind: Kind, jobs: Sequence[Job], done: Sequence[Job], errors: dict[str,
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for job in done:
             for ending in kind.endings:
-                # WebDataset takes what follows the first dot for the name of a field
+                # WebDataset uses what follows the first dot as the name of a field
                 _add(archive, f"{job.name.replace('.', '_')}{_field(ending)}", folder.read(f"{job.name}{ending}"))
         _add(archive, "errors.jsonl", rows.encode())
     return buffer.getvalue()
@@ -205,12 +208,12 @@ def _parquet(kind: Kind, jobs: Sequence[Job], done: Sequence[Job], errors: dict[
         data = [folder.read(f"{job.name}{ending}") if job in there else None for job in jobs]
         columns[_field(ending)[1:]] = pyarrow.array(data, pyarrow.binary())
     buffer = io.BytesIO()
-    parquet.write_table(pyarrow.table(columns), buffer, compression="none")  # pictures are compressed as they are
+    parquet.write_table(pyarrow.table(columns), buffer, compression="none")  # pictures are already compressed
     return buffer.getvalue()
 
 
 def _field(ending: str) -> str:
-    """.json, .png, .npy; the overlay becomes .overlay.png."""
+    """Return a field name: .json, .png, .npy; the overlay becomes .overlay.png."""
     return ending if ending.startswith(".") else f".{ending.lstrip('_')}"
 
 

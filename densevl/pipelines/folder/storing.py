@@ -1,4 +1,4 @@
-"""Where results are written: a folder that this machine sees, or an address of fsspec ("s3://bucket/results")."""
+"""Where results are written: a local folder, or an address for fsspec ("s3://bucket/results")."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ if TYPE_CHECKING:
 
 
 class Store(ABC):
-    """A place of files by name, "/" between folders; it travels to other machines. Attributes: place: as given."""
+    """A place of files by name, with "/" between folders. It can be pickled. Attributes: place: as given."""
 
     place: str
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """The content of a file.
+        """Return the content of a file.
 
         Raises:
-            FileNotFoundError: there is none.
-            OutputError: the folder is a file by now.
+            FileNotFoundError: If it does not exist.
+            OutputError: If the folder has become a file.
         """
 
     @abstractmethod
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether a file exists."""
 
     @abstractmethod
     def write(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all.
+        """Write a file completely or not at all.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: If it cannot be written.
         """
 
     @abstractmethod
     def append(self, name: str, data: bytes) -> None:
-        """Add to the end of a file, at once."""
+        """Append to a file at once."""
 
     @abstractmethod
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files that are there."""
+        """Remove files that exist."""
 
     @abstractmethod
     def save(self, job: Job, kind: Kind, result: Any) -> None:
@@ -59,18 +59,18 @@ class Store(ABC):
 
     @abstractmethod
     def guard(self, names: Iterable[str], *, inputs: Iterable[str], overwrite: bool) -> None:
-        """Refuse to write over what densevl did not write; see `files.guard`."""
+        """Refuse to overwrite files that densevl did not write; see `files.guard`."""
 
     def sweep(self, folders: Iterable[str]) -> None:
-        """Remove what a killed run had begun to write in these folders."""
+        """Remove the unfinished files of a killed run in these folders."""
         return None
 
     def has(self, job: Job, kind: Kind) -> bool:
-        """Whether all files of an image are there; each is whole or absent."""
+        """Return whether all files of an image exist. Each is complete or absent."""
         return all(self.exists(f"{job.name}{ending}") for ending in kind.endings)
 
     def renew(self, name: str, data: bytes) -> str:
-        """Write a file unless it holds just that; where it is."""
+        """Write a file unless it already has this content, and return where it is."""
         try:
             if self.read(name) == data:
                 return self.where(name)
@@ -80,30 +80,30 @@ class Store(ABC):
         return self.where(name)
 
     def where(self, name: str) -> str:
-        """A file's path or address."""
+        """Return a file's path or address."""
         return f"{self.place.rstrip('/')}/{name}"
 
 
 def open_store(place: str | os.PathLike[str]) -> Store:
-    """The store of a path or an address.
+    """Return the store of a path or an address.
 
     Raises:
-        OutputError: it cannot be a folder.
-        MissingExtraError: an address, without fsspec.
+        OutputError: If it cannot be a folder.
+        MissingExtraError: If it is an address and fsspec is not installed.
     """
     text = os.fspath(place)
     return Remote(text) if is_address(text) else Local(local(text))
 
 
 class Local(Store):
-    """A folder that this machine sees."""
+    """A local folder."""
 
     def __init__(self, place: str) -> None:
         self.place, self.path = place or ".", Path(place)
         try:
             there = next((folder for folder in (self.path, *self.path.parents) if folder.exists()), None)
-        except (OSError, RuntimeError) as error:  # a name that is too long, or links in a circle
-            reason = getattr(error, "strerror", None) or "its links go in a circle"
+        except (OSError, RuntimeError) as error:  # a name that is too long, or circular links
+            reason = getattr(error, "strerror", None) or "its links are circular"
             raise OutputError(f"results cannot be written to {shown(place)}: {reason}") from error
         if there is not None and not there.is_dir():
             raise OutputError(
@@ -114,7 +114,7 @@ class Local(Store):
         """See `Store`."""
         try:
             return (self.path / name).read_bytes()
-        except NotADirectoryError as error:  # something else has come to stand in its place
+        except NotADirectoryError as error:  # something else has taken its place
             raise unwritten(self.path / name, error) from error
 
     def exists(self, name: str) -> bool:
@@ -134,7 +134,7 @@ class Local(Store):
             with open(path, "ab") as file:
                 file.write(data)
         except OSError as reason:
-            with suppress(OSError):  # the half that went in
+            with suppress(OSError):  # remove the part that was written
                 os.truncate(path, size) if size else path.unlink(missing_ok=True)
             raise unwritten(path, reason, len(data)) from reason
 
@@ -163,7 +163,7 @@ class Local(Store):
 
 
 class Remote(Store):
-    """An address of fsspec; one object is whole or absent there."""
+    """An address for fsspec, where an object is complete or absent."""
 
     def __init__(self, place: str) -> None:
         try:
@@ -185,11 +185,11 @@ class Remote(Store):
         try:
             self._fs.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
             self._fs.pipe_file(self._at(name), data)
-        except Exception as error:  # each file system raises its own
+        except Exception as error:  # each file system raises its own errors
             raise OutputError(f"cannot write {self.where(name)} ({len(data):,} bytes): {error}") from error
 
     def append(self, name: str, data: bytes) -> None:
-        """See `Store`; objects cannot grow, so the whole is written again."""
+        """See `Store`. Objects cannot grow, so the whole object is written again."""
         self.write(name, (self.read(name) if self.exists(name) else b"") + data)
 
     def remove(self, names: Iterable[str]) -> None:

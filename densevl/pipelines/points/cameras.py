@@ -193,7 +193,7 @@ def _held(values: npt.NDArray[Any], places_N2: npt.NDArray[np.float64], size: tu
 def _distorted(
     x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], distortion: Sequence[float]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Distort points on the image plane like a lens. Also return where the radius still grows: beyond, it folds back."""
+    """Distort points on the image plane like a lens. Also return where the radius still grows; beyond, it folds."""
     if not any(distortion):
         return x, y, np.ones(len(x), bool)
     k1, k2, p1, p2, k3 = distortion

@@ -1,1 +1,1 @@
-"""Pictures of any size to label maps, block by block: `source.py` reads, `result.py` decides, `writing.py` writes."""
+"""Segment pictures of any size block by block: `source.py` reads, `result.py` decides, `writing.py` writes."""

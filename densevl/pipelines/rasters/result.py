@@ -1,4 +1,4 @@
-"""`BlockSegmenter`: a picture of any size and some words to a label map, which is decided while it is written."""
+"""`BlockSegmenter`: from a picture of any size and words to a label map, which is decided while it is written."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels, Seg
 from densevl.vocabulary import NOTHING, Background, LabelSet
 from densevl.weights import require_finite
 
-SIDE = 448  # of windows, for a model that looks at whole photos and does not say at what size
-LOOKED_AT = 1024  # pixels in the middle, of which warnings are
-OVERLAY_SIDE = 1600  # pixels of the picture that is drawn
+SIDE = 448  # of windows, for a model that normally takes whole photos and gives no size
+LOOKED_AT = 1024  # pixels in the middle that are checked for warnings
+OVERLAY_SIDE = 1600  # pixels of the overlay
 UNLIMITED = 2**31
 Block = tuple[int, np.ndarray, np.ndarray]
 """First row, labels (rows, W) int16 with -1 for nothing, and confidence (rows, W) float32."""
 
 
 class BlockSegmenter:
-    """Segment pictures of any size at their own resolution, block by block; equal to the whole picture at once.
+    """Segment pictures of any size at their own resolution, block by block, with the same result as all at once.
 
     Examples:
         >>> segment = BlockSegmenter("mini")
         >>> segment("field.tif", ["forest", "road", "water"]).save("out/field.tif")
 
     Attributes:
-        segmenter: the `Segmenter` whose result it is.
+        segmenter: the `Segmenter` that is used.
     """
 
     def __init__(self, model: Any = "auto", recipe: Any = None, **settings: Any) -> None:
         """Load the model.
 
         Args:
-            model, recipe, settings: as `Segmenter` takes them. Without `short_side` in the protocol a picture keeps its
-                size; a model that looks at whole photos gets windows of the size it shrinks those to.
+            model, recipe, settings: as for `Segmenter`. Without `short_side` in the protocol a picture keeps its size.
+                A model that takes whole photos gets windows of the size it would resize them to.
 
         Raises:
-            RecipeError, OptionError, ProtocolError: a setting that needs the whole picture at once. Else as
+            RecipeError, OptionError, ProtocolError: If a setting needs the whole picture at once. Other errors as for
                 `Segmenter`.
         """
         given = settings.pop("protocol", None) or {}
         if not isinstance(given, dict):
-            raise ProtocolError("block by block, protocol is a dict of changes to the model's own")
+            raise ProtocolError("block by block, protocol must be a dict of changes to the model's own")
         if given.get("plan") == "whole" or given.get("crop", 1) is None:
-            raise ProtocolError("one window over the whole picture does not go block by block; give windows a crop")
+            raise ProtocolError("one window over the whole picture does not work block by block; give windows a crop")
         own = {"short_side": None, "long_side": UNLIMITED, **given}
         whole = Segmenter(model, recipe, **settings)
         if whole.protocol.crop is None and "crop" not in own:
@@ -77,44 +77,46 @@ class BlockSegmenter:
         bands: Sequence[int] | None = None,
         value_range: Range | None = None,
     ) -> BlockResult:
-        """Look at the header of a picture; the model runs when blocks are asked for, or written.
+        """Read the header of a picture. The model runs when blocks are requested or written.
 
         Args:
-            path: a TIFF, PNG, JPEG or JPEG 2000. labels, background: as `Segmenter` takes them.
+            path: a TIFF, PNG, JPEG or JPEG 2000. labels, background: as for `Segmenter`.
             bands, value_range: see `Raster`.
 
         Raises:
-            ImageError: unreadable. LabelError, OptionError: unusable labels, images beside words, or an unusable
-                background, bands or range.
+            ImageError: If the picture is unreadable.
+            LabelError, OptionError: If the labels are unusable or mix images and words, or the background, bands or
+                range are unusable.
         """
         label_set, policy = LabelSet.parse(labels), self.segmenter.policy(background)
         if self.segmenter.embed_text(label_set, policy).shown is not None:
             raise LabelError(
-                "images and words are mixed, which are put on one scale over a whole photo; block by block take either"
+                "images and words are mixed, which needs the whole photo to put them on one scale; block by block take "
+                "only one kind"
             )
         with Raster(path, bands=bands, value_range=value_range):
             pass
         return BlockResult(self.segmenter, os.fspath(path), label_set, policy, bands, value_range)
 
     def facts(self) -> dict[str, Any]:
-        """All that decides a result besides the picture and the labels; see `Segmenter.facts`."""
+        """Return everything that affects a result besides the picture and the labels; see `Segmenter.facts`."""
         return self.segmenter.facts()
 
     def _require_local(self) -> None:
-        """Refuse what looks at more than a window.
+        """Refuse settings that read more than a window.
 
         Raises:
-            RecipeError, OptionError: with the way out.
+            RecipeError, OptionError: With the way out.
         """
         segment = self.segmenter
         if segment.refine or segment.presence is not None:
             what, way = ("refine", "take 'none'") if segment.refine else ("presence", "leave it out")
-            raise OptionError(f"{what} needs the whole picture, which does not go block by block; {way}")
+            raise OptionError(f"{what} needs the whole picture, which does not work block by block; {way}")
         if not segment.separable:
             what = f"recipe '{segment.recipe.name}'" if segment.recipe is not None else "this"
             what = "views" if segment.views is not None else what
             raise RecipeError(
-                f"{what} looks at the whole picture, which does not go block by block; take a recipe that looks at one "
+                f"{what} reads the whole picture, which does not work block by block; take a recipe that reads one "
                 "window at a time, such as sclip, without views"
             )
 
@@ -125,10 +127,10 @@ def _loaded(settings: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class BlockResult:
-    """The label map of one picture, made block by block as it is asked for.
+    """The label map of one picture, computed block by block on demand.
 
     Attributes:
-        progress: is told the share of rows that are done, 0 to 1.
+        progress: called with the share of rows that are done, 0 to 1.
     """
 
     segmenter: Segmenter
@@ -149,21 +151,21 @@ class BlockResult:
         return self.labels.names
 
     def fractions(self) -> dict[str, float]:
-        """Share of pixels (0-1) of each class, and of "nothing"; once it is saved."""
+        """Return the share of pixels (0-1) of each class, and of "nothing", after saving."""
         return self.shares
 
     def open(self) -> Raster:
-        """The picture, to be closed again."""
+        """Open the picture. The caller closes it."""
         return Raster(self.path, bands=self.bands, value_range=self.value_range)
 
     def blocks(self, raster: Raster | None = None, start: int = 0) -> Iterator[Block]:
-        """Decide the picture from top to bottom.
+        """Decide the picture from top to bottom, and yield its blocks.
 
         Args:
-            raster: the open picture; None opens it. start: row to begin with, a multiple of `self.rows`.
+            raster: the open picture; None opens it. start: first row, a multiple of `self.rows`.
 
         Raises:
-            ImageError: it cannot be read to its end.
+            ImageError: If it cannot be read completely.
         """
         if raster is None:
             with self.open() as own:
@@ -204,13 +206,13 @@ class BlockResult:
             yield top, labels, confidence
 
     def windows(self, raster: Raster) -> WindowGrid:
-        """The windows over the picture."""
+        """Return the windows over the picture."""
         protocol, patch = self.segmenter.protocol, self.segmenter.backbone.patch_size
         size = fed_size(raster.size, protocol, patch)
         return WindowGrid.place(*size, protocol.crop, protocol.stride, patch, protocol.blend)
 
     def rows(self, raster: Raster) -> int:
-        """Rows of a block."""
+        """Return the number of rows in a block."""
         text = self.segmenter.embed_text(self.labels, self.background)
         return block_rows(self.windows(raster), raster.size[0], len(text.classes))
 
@@ -219,22 +221,22 @@ class BlockResult:
 
         For "out/field.tif":
 
-        - `field.tif`: the class of each pixel, a tiled GeoTIFF with the CRS of the picture, a palette, and 255 where
-          nothing; with more than 255 classes 16 bits, and 65535 where nothing;
+        - `field.tif`: the class of each pixel, a tiled GeoTIFF with the CRS of the picture, a palette, and 255 for
+          nothing; with more than 255 classes it has 16 bits, and 65535 for nothing;
         - `field_confidence.tif`: confidence in 255 steps;
-        - `field.json`: names, colours, fractions, size, meta and warnings, as `SegmentationResult.save` has them;
-        - `field_overlay.png`: a small picture of it;
-        - `field.geojson`: polygons of the classes, if `polygons`; in longitude and latitude, or in pixels where the
-          picture does not say where it lies.
+        - `field.json`: names, colours, fractions, size, meta and warnings, as in `SegmentationResult.save`;
+        - `field_overlay.png`: a small picture of the result;
+        - `field.geojson`: polygons of the classes, if `polygons`; in longitude and latitude, or in pixels if the
+          picture is not georeferenced.
 
-        A run that is broken off leaves `.densevl-field.rows` beside, and goes on from there.
+        An interrupted run leaves `.densevl-field.rows` next to them, and the next run resumes from it.
 
         Returns:
             The paths written.
 
         Raises:
-            ImageError: the picture cannot be read to its end.
-            OutputError: the disk refuses.
+            ImageError: If the picture cannot be read completely.
+            OutputError: If the files cannot be written.
         """
         with self.open() as raster:
             self._describe(raster)

@@ -1,4 +1,4 @@
-"""Pictures of any size, read in rows by rasterio (GDAL): GeoTIFF and TIFF, PNG, JPEG and JPEG 2000."""
+"""Read pictures of any size by rows with rasterio (GDAL): GeoTIFF and TIFF, PNG, JPEG and JPEG 2000."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ DRIVERS: Final = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
     "JP2OpenJPEG": re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
 }
-"""Drivers of GDAL that read one file and follow no names that stand in it, and how such files begin."""
+"""GDAL drivers that read a single file and never follow names inside it, with the first bytes of their files."""
 CACHE: Final = 32 * 2**20  # bytes of decoded tiles that GDAL keeps
-MOST_CACHE: Final = 128 * 2**20  # where one row of tiles takes more than `CACHE`
-PREVIEWED: Final = 1024  # pixels along the long side, of which the range of values is told
+MOST_CACHE: Final = 128 * 2**20  # limit if one row of tiles takes more than `CACHE`
+PREVIEWED: Final = 1024  # pixels along the long side for estimating the range of values
 Range = tuple[float, float]
 
 
 class Raster:
-    """A picture that is read in rows; use it as a context manager.
+    """A picture that is read by rows. Use it as a context manager.
 
     Attributes:
-        path: of the file. size: (height, width). crs, transform, gcps: where it lies on the ground, as rasterio has
-            them; None where it is not said. bands: those that are read, from 1. notes: what a user should know of it, a
-            sentence each.
+        path: of the file. size: (height, width). crs, transform, gcps: georeference as in rasterio; None if the file
+            has none. bands: the bands that are read, from 1. notes: what a user should know about it, one sentence
+            each.
     """
 
     def __init__(
@@ -50,14 +50,15 @@ class Raster:
         """Open a file.
 
         Args:
-            bands: one for grey, or three for red, green and blue, counted from 1; None takes those that the file calls
-                so, or the only one or three.
+            bands: one for grey, or three for red, green and blue, counted from 1. None takes the bands marked so in the
+                file, or its only one or three.
             value_range: the values that become 0 and 255; None is that of 8-bit values.
 
         Raises:
-            ImageError: missing, damaged, of another format, or of bands or values that say nothing of colours.
-            OptionError: bands or a range that the file cannot have.
-            MissingExtraError: rasterio is not installed.
+            ImageError: If the file is missing, damaged or of another format, or its bands or values have no known
+                colours.
+            OptionError: If bands or range do not fit the file.
+            MissingExtraError: If rasterio is not installed.
         """
         try:
             import rasterio
@@ -65,12 +66,12 @@ class Raster:
             raise MissingExtraError("rasterio", "geo", f"segmenting {shown(path)} block by block") from error
         self.path, self._what = os.fspath(path).removeprefix("file://"), shown(path)
         if is_address(self.path):
-            raise ImageError(f"{self._what} is an address; block by block, files are read from a disk: copy it first")
-        with reader(self.path, None) as (content, _):  # says what is wrong with a path
+            raise ImageError(f"{self._what} is an address, but block by block files must be local: copy it first")
+        with reader(self.path, None) as (content, _):  # explains what is wrong with a path
             head = content.read(16)
         driver = next((name for name, begin in DRIVERS.items() if begin.match(head)), None)
         if driver is None:
-            raise ImageError(f"{self._what} is no TIFF, PNG, JPEG or JPEG 2000, which are read block by block")
+            raise ImageError(f"{self._what} is not a TIFF, PNG, JPEG or JPEG 2000, as block by block needs")
         self._require_upright()
         self._cache = CACHE
         with self._told("is damaged"):
@@ -90,7 +91,7 @@ class Raster:
             file.close()
             raise
         pages = len(file.subdatasets)
-        self.notes = (f"the file has {pages} pages, of which the first is taken",) if pages > 1 else ()
+        self.notes = (f"the file has {pages} pages, and only the first is used",) if pages > 1 else ()
 
     def __enter__(self) -> Self:
         return self
@@ -100,37 +101,37 @@ class Raster:
 
     @property
     def georeferenced(self) -> bool:
-        """Whether the file says where it lies on the ground."""
+        """Whether the file has a georeference."""
         return self.crs is not None and (self.transform is not None or self.gcps is not None)
 
     def rows(self, start: int, stop: int) -> UInt8Array:
-        """Rows as uint8 RGB (stop - start, W, 3).
+        """Read rows as uint8 RGB (stop - start, W, 3).
 
         Raises:
-            ImageError: they cannot be read.
+            ImageError: If they cannot be read.
         """
         return self._rgb(self._read(self.bands, (start, stop)), self._alpha(start, stop))
 
     def valid(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
-        """Where rows hold values, by the file's mask, alpha or number for nothing: bool (stop - start, W)."""
+        """Return where rows have values, by the file's mask, alpha or nodata value: bool (stop - start, W)."""
         if not self._masked:
             return np.ones((stop - start, self.size[1]), bool)
         with self._told():
             return self._file.dataset_mask(window=((start, stop), (0, self.size[1]))) > 0
 
     def middle(self, side: int) -> UInt8Array:
-        """The middle of the picture, at most `side` pixels high and wide: uint8 RGB."""
+        """Return the middle of the picture, at most `side` pixels high and wide: uint8 RGB."""
         height, width = self.size
         top, left = max(0, (height - side) // 2), max(0, (width - side) // 2)
         part = (top, min(top + side, height)), (left, min(left + side, width))
         return self._rgb(self._read(self.bands, *part), None)
 
     def small(self, side: int) -> UInt8Array:
-        """The picture with at most `side` pixels along its long side, pixels left out: uint8 RGB."""
+        """Return the picture subsampled to at most `side` pixels along its long side: uint8 RGB."""
         return self._rgb(self._small(self.bands, side), None)
 
     def facts(self) -> dict[str, Any]:
-        """What decides the pixels besides the file, and where they lie; ready for JSON."""
+        """Return what affects the pixels besides the file, and the georeference, ready for JSON."""
         return {
             "bands": list(self.bands),
             "range": None if self.range is None else list(self.range),
@@ -149,21 +150,21 @@ class Raster:
         return [colour.name for colour in self._file.colorinterp]
 
     def _tile_row(self) -> int:
-        """Bytes of the tiles side by side: with less in memory, each is decoded again for every few rows."""
+        """Return the bytes of one row of tiles. With less memory, each tile is decoded again every few rows."""
         wide = {"complex_int16": 4}  # numpy has no such type
         values = sum(wide.get(kind) or np.dtype(kind).itemsize for kind in self._file.dtypes)
         return max(height for height, _ in self._file.block_shapes) * self._file.width * values
 
     def _require_upright(self) -> None:
-        """Refuse pictures whose EXIF says that they lie turned; what has none is upright."""
+        """Refuse pictures that EXIF marks as turned. Without EXIF they are upright."""
         try:
             turn = header(self.path, max_pixels=2**62).turn
-        except ImageError:  # of a format that only GDAL reads
+        except ImageError:  # a format that only GDAL reads
             return
         if turn != 1:
             raise ImageError(
-                f"{self._what} lies turned by its EXIF (orientation {turn}), and rows are read as they are stored: "
-                "save it upright first"
+                f"{self._what} is turned by its EXIF (orientation {turn}), but rows are read as stored: save it "
+                "upright first"
             )
 
     def _chosen(self, bands: Sequence[int] | None) -> tuple[int, ...]:
@@ -190,7 +191,7 @@ class Raster:
     def _checked(self, value_range: Range | None) -> Range | None:
         kinds = {self._file.dtypes[band - 1] for band in self.bands}
         if any(kind.startswith("complex") for kind in kinds):
-            raise ImageError(f"{self._what} holds complex numbers: make it a picture first")
+            raise ImageError(f"{self._what} holds complex numbers: convert it to a picture first")
         if value_range is not None:
             low, high = value_range
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
@@ -203,9 +204,9 @@ class Raster:
         known = values[:, np.isfinite(values).all(axis=0) & (self._small(None, PREVIEWED) > 0)]
         low, high = np.percentile(known, (2, 98)) if known.size else (0, 1)
         raise ImageError(
-            f"{self._what} holds {', '.join(sorted(kinds))} and no 8-bit colours: say which values become black and "
-            f"white, such as range {low:.6g},{high:.6g} (--range {low:.6g},{high:.6g}), its 2nd and "
-            "98th percentile"
+            f"{self._what} holds {', '.join(sorted(kinds))} instead of 8-bit colours: say which values become black "
+            f"and white, such as range {low:.6g},{high:.6g} (--range {low:.6g},{high:.6g}), its 2nd and 98th "
+            "percentile"
         )
 
     def _read(self, bands: Sequence[int], rows: tuple[int, int], cols: tuple[int, int] | None = None) -> Any:
@@ -213,7 +214,7 @@ class Raster:
             return self._file.read(list(bands), window=(rows, cols or (0, self.size[1])))
 
     def _small(self, bands: Sequence[int] | None, side: int) -> Any:
-        """Bands (n, h, w), or None for the mask (h, w), with pixels left out."""
+        """Read bands (n, h, w), or for None the mask (h, w), subsampled."""
         scale = min(1.0, side / max(self.size))
         shape = tuple(max(1, round(length * scale)) for length in self.size)
         with self._told():
@@ -222,7 +223,7 @@ class Raster:
             return self._file.read(list(bands), out_shape=(len(bands), *shape))
 
     def _alpha(self, start: int, stop: int) -> UInt8Array | None:
-        """Opacity of 8-bit colours, which are then laid on white as `read_image` does it."""
+        """Read the opacity of 8-bit colours, which are then put on white as by `read_image`."""
         if self.range is not None or "alpha" not in self._colours:
             return None
         return self._read([self._colours.index("alpha") + 1], (start, stop))[0]
@@ -243,13 +244,13 @@ class Raster:
         return np.ascontiguousarray(rgb)
 
     @contextmanager
-    def _told(self, what: str = "cannot be read to its end") -> Iterator[None]:
-        """GDAL with a bounded cache; whatever it says of the file is an `ImageError`."""
+    def _told(self, what: str = "cannot be read completely") -> Iterator[None]:
+        """Run GDAL with a bounded cache, and turn its errors about the file into `ImageError`."""
         import rasterio
 
         try:
             with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=self._cache):
                 yield
         except (rasterio.errors.RasterioError, OSError, ValueError) as error:
-            told = str(error.__cause__ or error)
-            raise ImageError(f"{self._what} {what}: {reason(Exception(told))}") from error
+            cause = str(error.__cause__ or error)
+            raise ImageError(f"{self._what} {what}: {reason(Exception(cause))}") from error

@@ -1,4 +1,4 @@
-"""Label maps of any size on disk: tiled GeoTIFF, polygons, and the rows of a run that is not finished."""
+"""Write label maps of any size: tiled GeoTIFF, polygons, and the rows of an unfinished run."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from densevl.pipelines.rasters.source import CACHE, Raster
 from densevl.results import UNLABELLED, to_json
 
 TILE = 256
-STEP = 256  # rows that are copied at once
+STEP = 256  # rows copied at once
 GROUND = "EPSG:4326"
-"""Longitude and latitude, as GeoJSON has them (RFC 7946)."""
-PRECISION = 7  # digits of a degree: a centimetre
+"""Longitude and latitude, as GeoJSON requires (RFC 7946)."""
+PRECISION = 7  # decimals of a degree: a centimetre
 
 
 class KeptRows:
-    """Rows that are decided, in a file of their own: a run that is broken off goes on from there.
+    """A file of the rows decided so far, from which an interrupted run resumes.
 
     Attributes:
-        done: rows that are there.
+        done: number of rows in the file.
     """
 
     def __init__(self, path: Path, facts: Any, size: tuple[int, int], dtype: Any, block: int) -> None:
@@ -60,14 +60,14 @@ class KeptRows:
             self._file.close()
 
     def append(self, labels: np.ndarray, confidence: np.ndarray) -> None:
-        """Keep rows: labels (rows, W) with -1 for nothing, confidence (rows, W) 0-1.
+        """Append rows: labels (rows, W) with -1 for nothing, confidence (rows, W) 0-1.
 
         Raises:
-            OutputError: the disk refuses.
+            OutputError: If the file cannot be written.
         """
         rows = np.empty((len(labels), self._each), np.uint8)
         wide = self._size[1] * self._dtype.itemsize
-        rows[:, :wide] = labels.astype(self._dtype).view(np.uint8)  # -1 wraps to the number for nothing
+        rows[:, :wide] = labels.astype(self._dtype).view(np.uint8)  # -1 wraps around to the value for nothing
         rows[:, wide:] = np.rint(confidence.clip(0, 1) * 255)
         try:
             if self._file is not None:
@@ -77,7 +77,7 @@ class KeptRows:
             raise self._refused(error) from error
 
     def read(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """All rows, `STEP` at a time: the first, labels and confidence as files have them."""
+        """Yield all rows, `STEP` at a time: index of the first, labels and confidence as stored in files."""
         height, width = self._size
         with open(self.path, "rb") as file:
             file.seek(len(self._head))
@@ -88,7 +88,7 @@ class KeptRows:
                 yield top, np.ascontiguousarray(rows[:, :wide]).view(self._dtype), rows[:, wide:]
 
     def shares(self, names: Sequence[str]) -> dict[str, float]:
-        """Share of pixels of each class and of nothing."""
+        """Return the share of pixels of each class and of nothing."""
         nothing = np.iinfo(self._dtype).max
         counts = np.zeros(nothing + 1, np.int64)
         for _, labels, _ in self.read():
@@ -98,7 +98,7 @@ class KeptRows:
         return {name: count / counts.sum() for name, count in found.items()}
 
     def _length(self) -> int:
-        """Bytes of the file, 0 if it is of something else or not there."""
+        """Return the bytes of the file, 0 if it is missing or belongs to something else."""
         try:
             with open(self.path, "rb") as file:
                 return os.fstat(file.fileno()).st_size if file.read(len(self._head)) == self._head else 0
@@ -111,7 +111,7 @@ class KeptRows:
 
 @dataclass(frozen=True)
 class Target:
-    """What is written of a picture, and where. Attributes: path: of the label map; meta: for the JSON."""
+    """The files to write for a picture. Attributes: path: of the label map; meta: for the JSON."""
 
     path: Path
     raster: Raster
@@ -121,19 +121,19 @@ class Target:
 
     @property
     def nothing(self) -> int:
-        """The number that stands for nothing."""
+        """The value that stands for nothing."""
         return 255 if len(self.names) <= 255 else 65535
 
     def rows(self, facts: Any, block: int) -> KeptRows:
-        """The rows of this picture that an earlier run left, if it was the same."""
+        """Return the rows that an earlier run of this picture left, if its settings were the same."""
         dtype = np.uint8 if self.nothing == 255 else np.uint16
         return KeptRows(self.path.with_name(f".densevl-{self.path.stem}.rows"), facts, self.raster.size, dtype, block)
 
     def write(self, kept: KeptRows, shares: dict[str, float], said: Sequence[str], side: int) -> list[Path]:
-        """Write all files, or none, and drop the rows.
+        """Write all files, or none, and remove the file of rows.
 
         Raises:
-            OutputError: the disk refuses.
+            OutputError: If the files cannot be written.
         """
         stem = self.path.stem
         paths = [
@@ -154,7 +154,7 @@ class Target:
         return paths
 
     def _tiff(self, path: Path, rows: Iterator[np.ndarray], nothing: int | None) -> None:
-        """Write one band, tiled, where the picture lies; with `nothing` it is a label map."""
+        """Write one band as a tiled file with the picture's georeference; with `nothing` it is a label map."""
         import rasterio
 
         height, width = self.raster.size
@@ -196,7 +196,7 @@ class Target:
         return draw_overlay(photo, labels.astype(np.int16), self.names)
 
     def _geojson(self, path: Path, labels: Path) -> None:
-        """Write the outlines of connected pixels of a class, as GDAL follows them: from the file, row by row."""
+        """Write the outlines of connected pixels of a class, which GDAL traces from the file row by row."""
         import rasterio
         from rasterio.features import shapes
         from rasterio.warp import transform_geom
@@ -240,11 +240,11 @@ class Target:
 
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """What the disk refuses while GDAL writes."""
+    """Turn errors of the disk while GDAL writes into `OutputError`."""
     from rasterio.errors import RasterioError
 
     try:
         yield
     except (OSError, RasterioError) as error:
-        told = getattr(error, "strerror", None) or str(error.__cause__ or error)
-        raise OutputError(f"cannot write {shown(path)}: {' '.join(told.split())}") from error
+        reason = getattr(error, "strerror", None) or str(error.__cause__ or error)
+        raise OutputError(f"cannot write {shown(path)}: {' '.join(reason.split())}") from error

@@ -1,4 +1,4 @@
-"""How the regions of a photo are embedded and judged: operators, their options and weights, a second look.
+"""Embed and judge the regions of a photo, with operators, their options and weights, and a second look.
 
 Shape letters: R regions, T strings, E joint space.
 """
@@ -33,20 +33,20 @@ from densevl.regions.operators.trained import trained
 from densevl.vocabulary.prompts import Prompt
 from densevl.vocabulary.text_classifier import KEPT_PROMPTS, TextEmbeddings
 
-GRID = 4  # cells a side, by which words and pictures are put on one scale
+GRID = 4  # cells per side, used to put words and pictures on one scale
 
 
 @dataclass(frozen=True, eq=False)
 class RegionScorer:
-    """A model and the ways it looks at regions.
+    """A model and the operators it embeds regions with.
 
     Attributes:
-        backbone, recipe, protocol, proxy, sam: the model, how dense features are made, and how photos are fed.
+        backbone, recipe, protocol, proxy, sam: the model, how dense features are computed, and how photos are fed.
         operators: weights by operator. options: keywords by operator.
-        order, second_look, second_share, second_top, proxy_scope, views: as `RegionClassifier` takes them.
+        order, second_look, second_share, second_top, proxy_scope, views: as for `RegionClassifier`.
 
     Raises:
-        OptionError, ModelError, RecipeError: they do not go together.
+        OptionError, ModelError, RecipeError: If they do not fit together.
     """
 
     backbone: Backbone
@@ -70,7 +70,7 @@ class RegionScorer:
     def vectors(
         self, rgb: np.ndarray, regions: Proposals
     ) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, WindowGrid] | None]:
-        """Unit rows (R, E) by operator, and for "classify_then_pool" the unit features of all places."""
+        """Return unit rows (R, E) by operator, and for "classify_then_pool" the unit features of all places."""
         if self.views is None:
             return self._look(rgb, regions)
         total: dict[str, torch.Tensor] = {}
@@ -82,7 +82,7 @@ class RegionScorer:
     def _look(
         self, rgb: np.ndarray, regions: Proposals, scale: float = 1.0, kind: str = ""
     ) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, WindowGrid] | None]:
-        """What `vectors` gives for one view of the photo."""
+        """Compute what `vectors` returns, for one view of the photo."""
         pixels, windows = feed(rgb, self.backbone, self.protocol, scale)
         pixels = seen(pixels, kind)
         if kind in DIMENSIONS:
@@ -100,17 +100,17 @@ class RegionScorer:
         return vectors, tokens
 
     def judge(self, found: RegionEmbeddings, text: TextEmbeddings) -> torch.Tensor:
-        """Log probabilities (R, T) of all strings, operators fused, the uncertain looked at again."""
+        """Return log-probabilities (R, T) of all strings, with operators fused and the second look included."""
         logp = self._fused(found, text)
         return self._look_again(found, text, logp) if self.second_look is not None and len(found) else logp
 
     def _check(self) -> None:
-        """Refuse what cannot work before the first photo."""
+        """Refuse impossible settings before the first photo."""
         if self.order == NAME_FIRST and "pool" not in self.operators:
             raise OptionError(f"order '{NAME_FIRST}' is for operator 'pool'; the operators are {list(self.operators)}")
         if self.recipe is None and list(self.operators) != ["pool"]:
             raise RecipeError(
-                f"model '{self.backbone.name}' scores words and embeds no regions; take operator 'pool', which "
+                f"model '{self.backbone.name}' scores words and has no vectors of regions; take operator 'pool', which "
                 "averages its scores, or a CLIP model"
             )
         dense = any(OPERATORS[operator].dense for operator in self.operators)
@@ -124,12 +124,12 @@ class RegionScorer:
             if OPERATORS[operator].weights:
                 trained(self.backbone, operator, self.options[operator]["weights"])
         if len(second) > 1 or (second and self.recipe is None):
-            raise OptionError(f"second_look {self.second_look!r} is one operator, for a CLIP model")
+            raise OptionError(f"second_look {self.second_look!r} must be one operator, and needs a CLIP model")
         if self.views is not None and self.order == NAME_FIRST:
-            raise OptionError(f"views average the vectors of regions, which order '{NAME_FIRST}' does not make")
+            raise OptionError(f"views average the vectors of regions, which order '{NAME_FIRST}' does not compute")
         unknown = set(self.options) - {*self.operators, *second}
         if unknown:
-            raise OptionError(f"options for '{min(unknown)}', which is none of the operators {list(self.operators)}")
+            raise OptionError(f"options for '{min(unknown)}', which is not one of the operators {list(self.operators)}")
         for operator, own in self.options.items():
             OPERATORS[operator].check(operator, own)
 
@@ -142,15 +142,15 @@ class RegionScorer:
         regions: Proposals,
         kind: str = "",
     ) -> torch.Tensor:
-        what, own = OPERATORS[operator], dict(self.options.get(operator, {}))
-        if not what.windows:
-            return what.run(self.backbone, seen(self.backbone.normalize(rgb)[None], kind), regions, **own)
-        if what.dense:
+        chosen, own = OPERATORS[operator], dict(self.options.get(operator, {}))
+        if not chosen.windows:
+            return chosen.run(self.backbone, seen(self.backbone.normalize(rgb)[None], kind), regions, **own)
+        if chosen.dense:
             own = {"recipe": self.recipe, "hints": self._hints(regions), "proxy_scope": self.proxy_scope, **own}
-        return what.run(self.backbone, pixels, regions, windows=windows, **own)
+        return chosen.run(self.backbone, pixels, regions, windows=windows, **own)
 
     def _hints(self, regions: Proposals) -> Hints:
-        """What the recipe reads besides pixels; segments are the regions themselves."""
+        """Collect what the recipe reads besides pixels. Segments are the regions themselves."""
         hints, reads = Hints(proxy=self.proxy, sam=self.sam), self.recipe.reads if self.recipe else frozenset()
         if "regions" in reads:
             ids = torch.from_numpy(regions.segment_map().astype(np.int64))[None]
@@ -161,7 +161,7 @@ class RegionScorer:
         return hints
 
     def _fused(self, found: RegionEmbeddings, text: TextEmbeddings) -> torch.Tensor:
-        """Log probabilities (R, T) of all strings, operators fused."""
+        """Return log-probabilities (R, T) of all strings, with operators fused."""
         sources = []
         for operator, weight in self.operators.items():
             if operator in found.vectors:
@@ -172,7 +172,7 @@ class RegionScorer:
         return sources[0].logp if len(sources) == 1 else fuse(sources)
 
     def _named(self, operator: str, found: RegionEmbeddings, rows: torch.Tensor, text: TextEmbeddings) -> torch.Tensor:
-        """Log probabilities (R, T) of rows by one operator, by which parts of images that stand for words go too."""
+        """Return log-probabilities (R, T) of rows by one operator. It also embeds image parts that stand for words."""
         parts = {
             at: query for at, query in enumerate(text.queries) if isinstance(query, Prompt) and query.mask is not None
         }
@@ -190,7 +190,7 @@ class RegionScorer:
         return log_probs(rows, text, self.scale(operator), found.gauge[operator])
 
     def _example(self, operator: str, prompt: Prompt) -> torch.Tensor:
-        """A part of an image as the operator embeds regions; the last few are kept."""
+        """Embed a part of an image as the operator embeds regions. The last few are cached."""
         key = (operator, prompt)
         if key not in self._examples:
             if len(self._examples) >= KEPT_PROMPTS:
@@ -199,12 +199,12 @@ class RegionScorer:
         return self._examples[key]
 
     def _embed(self, operator: str, rgb: np.ndarray, regions: Proposals) -> torch.Tensor:
-        """Unit rows (R, E) of regions of a photo by one operator."""
+        """Embed regions of a photo by one operator: unit rows (R, E)."""
         pixels, windows = feed(rgb, self.backbone, self.protocol)
         return self._run(operator, rgb, pixels, windows, regions)
 
     def _name_places(self, found: RegionEmbeddings, text: TextEmbeddings) -> torch.Tensor:
-        """The mean over each mask of the probabilities at places, as logarithms (R, T)."""
+        """Return the log of the mean probability over each mask's places, (R, T)."""
         if found.tokens is not None:
             scores, grid = against(found.tokens[0], text), found.tokens[1]
         else:
@@ -227,7 +227,7 @@ class RegionScorer:
         return token_means(probs, grid, found.regions).clamp(min=1e-30).log()
 
     def _look_again(self, found: RegionEmbeddings, text: TextEmbeddings, logp: torch.Tensor) -> torch.Tensor:
-        """Judge the most uncertain regions by the second operator too, on their likeliest strings."""
+        """Also judge the most uncertain regions by the second operator, on their likeliest strings."""
         name = self.second_look or ""
         usable = torch.from_numpy(found.regions.areas > 0).nonzero().flatten().to(logp.device)
         which = usable[uncertain(logp[usable], self.second_share)].tolist()
@@ -249,7 +249,7 @@ class RegionScorer:
 
 
 def default_operators(backbone: Backbone) -> dict[str, float]:
-    """ "pool+cls_mask" where the model has a CLS token to copy, else "pool"."""
+    """Return "pool+cls_mask" if the model has a CLS token to copy, else "pool"."""
     try:
         cls_tower(backbone, "cls_mask")
     except ModelError:

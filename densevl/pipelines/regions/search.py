@@ -1,7 +1,7 @@
-"""`RegionSearch`: a folder of photos to an index, and words or an example to the regions that show them.
+"""`RegionSearch`: index the regions of a folder of photos, and find those that match words or an example.
 
-Training-free in the manner of "FOR: Finetuning for Object Level Open Vocabulary Image Retrieval" (WACV 2025), whose
-question it answers: not which photo as a whole, but which thing in it.
+It is training-free and answers the question of "FOR: Finetuning for Object Level Open Vocabulary Image Retrieval" (WACV
+2025): which thing in a photo matches, rather than which photo as a whole.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from densevl.vocabulary import NOTHING, Background, LabelSet
 
 
 class RegionSearch:
-    """Finds things in a folder of photos by words or by example.
+    """Find things in a folder of photos by words or by example.
 
     Examples:
         >>> search = RegionSearch(RegionClassifier("mini"), "photos.npz")
@@ -40,15 +40,15 @@ class RegionSearch:
     def __init__(
         self, classifier: RegionClassifier, path: str | os.PathLike[str] | None = None, *, overwrite: bool = False
     ) -> None:
-        """Open or begin an index.
+        """Open or create an index.
 
         Args:
             classifier: proposes and embeds regions, by one operator. path: the .npz file; None keeps it in memory.
-            overwrite: begin anew, whatever the file holds.
+            overwrite: start over, discarding the file's content.
 
         Raises:
-            OptionError: the classifier has several operators, or keeps no vectors.
-            RegionIndexError: a file that is damaged or of another model.
+            OptionError: If the classifier has several operators, or keeps no vectors.
+            RegionIndexError: If the file is damaged or was made with another model.
         """
         self.operator, facts = settled(classifier, "an index")
         self.classifier, self.path = classifier, None if path is None else Path(path)
@@ -73,21 +73,21 @@ class RegionSearch:
         strict: bool = False,
         watch: Watch | None = None,
     ) -> Built:
-        """Add photos that are new or changed; a bad one is named in the report, and the others are indexed.
+        """Add photos that are new or changed. Unreadable photos are listed in the report, and the others are indexed.
 
         Args:
-            photos: folders with all below them, files, or patterns; see `images.find_images`.
+            photos: folders (searched recursively), files, or patterns; see `images.find_images`.
             forget: also drop photos of the index that are not among them. skip: a folder that is left out, such as that
                 of results. strict: stop at the first bad photo.
-            watch: is told what happens.
+            watch: receives progress.
 
         Returns:
-            The report. Bad photos are also listed in a file beside the index, its name ending in .errors.jsonl.
+            The report. Bad photos are also listed in a file next to the index, whose name ends in .errors.jsonl.
 
         Raises:
-            ImageError: no photos, or a bad one with `strict`.
-            OutputError: the index cannot be written; what is in memory is kept. MissingExtraError, ModelError, ...:
-                what is wrong with the proposer or the model.
+            ImageError: If there are no photos, or one is bad and `strict`.
+            OutputError: If the index cannot be written; what is in memory is kept.
+            MissingExtraError, ModelError, ...: If the proposer or the model cannot be used.
         """
         listed = None
         if self.path is not None:
@@ -108,13 +108,13 @@ class RegionSearch:
         return fill(photos, self.index.photos, look, take, drop, listed, how)
 
     def _keep(self, index: RegionIndex) -> None:
-        """Take an index in place of the old one, on the disk too."""
+        """Replace the index, also on disk."""
         self.index = index
         if self.path is not None:
             self.index.save(self.path)
 
     def warnings(self, query: Any, against: Sequence[str] | None = None) -> tuple[str, ...]:
-        """What the user should know about the words of a query, a sentence each; none for an example."""
+        """Return what the user should know about the words of a query, one sentence each; none for an example."""
         if isinstance(query, RegionEmbeddings):
             return ()
         words = LabelSet.parse([query]).words
@@ -122,27 +122,30 @@ class RegionSearch:
         return self.classifier.backbone.doubts([*words, *usual])
 
     def find(self, query: Any, top: int = 10, *, each: int = 1, against: Sequence[str] | None = None) -> list[Hit]:
-        """The regions most like some words or an example.
+        """Find the regions most similar to words or an example.
 
         Args:
-            query: words, "umbrella | parasol" being two for one thing; an image or a vector, as `LabelSet.parse` takes
-                them in a list; or an example that `classifier.embed` made.
-            top: at most so many. each: at most so many of one photo.
-            against: others that a region should be less like; None takes the model's background words, for words.
+            query: words, such as "umbrella | parasol" (two words for one thing); an image or a vector, as in a list for
+                `LabelSet.parse`; or an example from `classifier.embed`.
+            top: maximum number of regions. each: maximum number per photo.
+            against: words that a region should be less similar to; None takes the model's background words, if the
+                query is words.
 
         Returns:
             Best first. With `against`, scores are differences of cosines, above 0 where the query wins.
 
         Raises:
-            LabelError: unusable words, or an example without a region.
+            LabelError: If words are unusable, or the example has no region.
         """
         if isinstance(query, RegionEmbeddings):
             mean = F.normalize(query.vectors[self.operator].sum(dim=0), dim=0)
             if not bool(mean.any()):
-                raise LabelError("the example holds no region; embed at least one that is not empty")
+                raise LabelError("the example has no region; embed at least one that is not empty")
             return self.index.nearest(mean.cpu(), top, each=each)
         asked = LabelSet.parse([query])
-        usual = self.classifier.policy() if asked.words else Background()  # an image is nearer than any word
+        usual = (
+            self.classifier.policy() if asked.words else Background()
+        )  # images are closer to images than to any word
         policy = usual if against is None else Background.parse(list(against) or None)
         text = self.classifier.embed_text(asked, replace(policy, unknown=False))
         own, other = (text.vectors[mask].cpu() for mask in (text.classes != NOTHING, text.classes == NOTHING))
@@ -153,7 +156,7 @@ class RegionSearch:
 
 
 def _best(hits: list[Hit], top: int, each: int) -> list[Hit]:
-    """The best of several lists, a region once and at most `each` of a photo."""
+    """Merge several lists: the best hits, each region once and at most `each` per photo."""
     count: dict[str, int] = {}
     seen: set[tuple[Any, ...]] = set()
     best: list[Hit] = []

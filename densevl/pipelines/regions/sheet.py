@@ -1,4 +1,4 @@
-"""What a search found as one picture: every photo with the region marked, best first."""
+"""Draw what a search found as one picture: every photo with the region marked, best first."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SIDE = 640  # longest side of a photo on the sheet
 
 
 def hit_sheet(hits: Sequence[Hit], query: str, *, columns: int = 3) -> npt.NDArray[np.uint8]:
-    """Draw the hits of one query: uint8 RGB (H, W, 3), each titled by query, photo and score.
+    """Draw the hits of one query: uint8 RGB (H, W, 3), each titled with query, photo and score.
 
     Args:
-        hits: of `RegionSearch.find`, at least one; their photos are read again. query: what stands above each.
-        columns: of the sheet.
+        hits: from `RegionSearch.find`, at least one. Their photos are read again. query: shown above each.
+        columns: number of columns.
 
     Raises:
-        LabelError: no hits.
-        ImageError: a photo is gone or another by now.
+        LabelError: If there are no hits.
+        ImageError: If a photo is gone or has changed.
     """
     if not hits:
         raise LabelError(f"nothing was found for {query!r}, so there is nothing to draw")
@@ -40,7 +40,7 @@ def _tile(hit: Hit, query: str) -> npt.NDArray[np.uint8]:
     rgb = read_image(hit.path)
     mask = hit.region.mask(0)
     if rgb.shape[:2] != mask.shape:
-        mask = np.zeros(rgb.shape[:2], bool)  # the photo was changed since: its box is all that can be shown
+        mask = np.zeros(rgb.shape[:2], bool)  # the photo has changed since: only its box can be shown
     scale = SIDE / max(rgb.shape[:2])
     size = (max(1, round(rgb.shape[0] * scale)), max(1, round(rgb.shape[1] * scale)))
     large = resize(mask.astype(np.uint8)[..., None] * 255, size)[..., 0] > 127
