@@ -1,7 +1,7 @@
-"""The `densevl` command: thin, no logic. Torch is imported only by commands that run a model.
+"""The `densevl` command: thin, without logic. Torch is imported only by commands that run a model.
 
-Exit codes: 0 all done; 1 a check found something bad; 2 one clear line said why not; 3 some images failed, not all; 4
-results cannot be written there; 130 stopped by Ctrl-C; 141 whoever read the output has closed it.
+Exit codes: 0 all done; 1 a check failed; 2 one clear line says what is wrong; 3 some images failed, not all; 4 results
+cannot be written there; 130 stopped by Ctrl-C; 141 the reader of the output has closed it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _root(
     ] = None,
 ) -> None:
     """Open-vocabulary dense prediction: name labels, get masks, without training."""
-    gc.set_threshold(20_000, 20, 20)  # imports leave no garbage, and looking for it takes a tenth of torch's
+    gc.set_threshold(20_000, 20, 20)  # imports leave no garbage, and searching for it takes a tenth of torch's import
     for stream in (sys.stdout, sys.stderr):  # a name the terminal cannot show must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""`densevl bank`: a bank of regions of many photos, which helps to label those of others."""
+"""`densevl bank`: a bank of regions of many photos, which helps to label regions of others."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def show(bank: Folder, as_json: options.Json = False) -> None:
 
     held = Bank.load(bank)
     values = held.facts["values"]
-    told = {
+    facts = {
         "photos": len(held.photos),
         "regions": len(held),
         "model": values["model"],
@@ -98,7 +98,7 @@ def show(bank: Folder, as_json: options.Json = False) -> None:
         "keys": held.facts["proxy"],
     }
     if as_json:
-        print_json({"bank": str(bank), **told})
+        print_json({"bank": str(bank), **facts})
         return
-    for name, value in told.items():
+    for name, value in facts.items():
         stdout().print(f"{name}: {escape(str(value))}")

@@ -63,7 +63,7 @@ def bench(
         _quality(quality, models, precisions, rounds, threads, device, as_json=as_json)
         return
     if models is not None:
-        raise OptionError("--models goes with --quality; without it: --model")
+        raise OptionError("--models needs --quality; without it, use --model")
     import itertools
 
     import torch
@@ -78,7 +78,7 @@ def bench(
     counts = parse_counts(labels)
     names: list[str | None] = [None] if recipes is None else [name.strip() for name in recipes.split(",")]
     for name in names:
-        backbone.resolve(name)  # a mistyped one fails before the first is measured
+        backbone.resolve(name)  # a mistyped name fails before the first measurement
     console = stdout()
     columns = ("recipe", "plan", "precision", "size", "labels", "seconds", "of bare", "faults", "extra MiB")
     table = Table(*columns, box=None)
@@ -101,13 +101,13 @@ def bench(
         console.print(
             escape(f"{backbone.name}: {where}, median of {rounds}. of bare: over the passes of the papers' windows.")
         )
-        console.print("faults: pages of memory that the system filled anew in that time; none is best.", markup=False)
+        console.print("faults: memory pages that the system had to provide in that time; none is best.", markup=False)
 
 
 def _quality(
     folder: Path, models: str | None, precisions: str, rounds: int, threads: int, device: str | None, *, as_json: bool
 ) -> None:
-    """The table of `--quality`, and what is recommended."""
+    """Print the table of `--quality`, and the recommendation."""
     import torch
 
     from densevl.evaluation.quality import at_hand, measure, named, recommended
@@ -115,7 +115,9 @@ def _quality(
     torch.set_num_threads(threads)
     names = at_hand() if models is None else [name.strip() for name in models.split(",") if name.strip()]
     if not names:
-        raise OptionError("--models names none: give NAME,NAME, or leave it out for all at hand (densevl models)")
+        raise OptionError(
+            "--models is empty: give NAME,NAME, or leave it out for all available models (densevl models)"
+        )
     kinds = [kind.strip() for kind in precisions.split(",")]
     table = Table("model", "precision", "recipe", "mIoU", "ms a photo", "extra MiB", box=None)
     rows = []

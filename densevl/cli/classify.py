@@ -65,10 +65,10 @@ def classify(
     from densevl.vocabulary import TextOptions
 
     words = {"--templates": templates, "--descriptors": descriptors, "--text-transform": text_transform}
-    told = [flag for flag, value in {"--labels": labels, "--like": like, **words}.items() if value]
-    if head is not None and told:
-        place = where(*(flag.removeprefix("--").replace("-", "_") for flag in told))
-        raise OptionError(f"--head knows its classes and their words; leave {', '.join(told)} out{place}")
+    clashing = [flag for flag, value in {"--labels": labels, "--like": like, **words}.items() if value]
+    if head is not None and clashing:
+        place = where(*(flag.removeprefix("--").replace("-", "_") for flag in clashing))
+        raise OptionError(f"--head has its own classes and words; leave {', '.join(clashing)} out{place}")
     asked = labels_of(labels, like) if head is None else None
     chosen: dict[str, Any] = {"model": model, "weights": weights, "device": device, "precision": precision}
     chosen |= {name: own for name, own in {"guided": guided, "presence": presence}.items() if own is not None}

@@ -1,4 +1,4 @@
-"""The `densevl eval` commands, thin: benchmarks checked, run, compared, analysed. Torch is imported when one runs."""
+"""The `densevl eval` commands, thin: check, run, compare and analyse benchmarks. Torch is imported when one runs."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def check(
     rules = {"ignore": numbers(ignore)} if ignore else {}
     found = look(dataset, root, task=task, rules=rules)
     facts = {"name": found.name, "root": found.root and str(found.root), "images": found.images}
-    told = {"ready": not found.faults, "faults": found.faults, "warnings": found.warnings}
-    say({**facts, **told}, str(found), as_json)
+    verdict = {"ready": not found.faults, "faults": found.faults, "warnings": found.warnings}
+    say({**facts, **verdict}, str(found), as_json)
     if found.faults:
         raise typer.Exit(1)
 
@@ -267,7 +267,7 @@ def anomaly(
 
 
 def _evaluate(ctx: typer.Context, experiment: Experiment, *, table: bool = False, **how: Any) -> None:
-    """Run an experiment as the options of its command say, and print what came out."""
+    """Run an experiment with the options of its command, and print the outcome."""
     import torch
 
     from densevl.evaluation import distributed, evaluate
@@ -279,8 +279,8 @@ def _evaluate(ctx: typer.Context, experiment: Experiment, *, table: bool = False
     try:
         outcome, files = evaluate(experiment, given["out"], **_how(ctx), **how)
         if distributed.rank() == 0 and (given["as_json"] or not given["quiet"]):
-            said = f"{outcome.headline}, report in {files[0]}"
-            text = f"{outcome.table()}\n{said}" if table else said
+            summary = f"{outcome.headline}, report in {files[0]}"
+            text = f"{outcome.table()}\n{summary}" if table else summary
             say({**_result(outcome), "report": str(files[0])}, text, given["as_json"])
     finally:
         distributed.leave()

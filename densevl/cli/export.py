@@ -1,4 +1,4 @@
-"""`densevl export`: a model as a file, and words beside it."""
+"""`densevl export`: write a model as a file, and words for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OUT = "The file to write; the file extension is added if it is missing."
 
 
 class _ModelFirst(typer.core.TyperGroup):
-    """`densevl export FILE` is `densevl export model FILE`."""
+    """Makes `densevl export FILE` short for `densevl export model FILE`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         named = args[:1] and (args[0] in self.commands or args[0] == "--help")
@@ -31,11 +31,11 @@ export_app = typer.Typer(
 
 
 def exportable(model: str, weights: Path | None, recipe: str | None, *, compat: bool = False) -> tuple[Any, Any]:
-    """A model on the CPU, and the recipe meant."""
+    """Load a model on the CPU, and resolve the recipe."""
     from densevl.backbones import load_backbone
     from densevl.recipes import get
 
-    chosen = get(recipe) if recipe else None  # a mistyped one fails before the model loads
+    chosen = get(recipe) if recipe else None  # a mistyped name fails before the model loads
     backbone = load_backbone(model, weights, device="cpu")
     return backbone, backbone.resolve(chosen, compat=compat)
 
@@ -84,7 +84,7 @@ def model_file(
         raise OptionError("--templates and --background are about words; give --labels too")
     asked = LabelSet.parse(labels) if labels else None
     policy = None if background == options.BACKGROUND else Background.parse(background)
-    sentences.templates(templates or "name")  # a mistyped one fails before the model loads
+    sentences.templates(templates or "name")  # a mistyped name fails before the model loads
     wanted = [path.with_suffix(ending) for ending in files.FORMATS[kind]]
     guard([*wanted, *([words.words_path(path)] if asked else [])], overwrite=overwrite, out="another FILE")
     require_folder(path)
@@ -109,8 +109,8 @@ def model_file(
         for file in written:
             file.unlink()
         raise RecipeError(
-            f"the file is not the model, so it was removed: at {bad[0].height}x{bad[0].width} its scores are off by "
-            f"{bad[0].difference:.1e}, and {checking.BAR:g} is allowed; take another format or recipe"
+            f"the file differs from the model, so it was removed: at {bad[0].height}x{bad[0].width} its scores are off "
+            f"by {bad[0].difference:.1e}, but only {checking.BAR:g} is allowed; take another format or recipe"
         )
     stdout().print(escape(f"wrote {', '.join(map(str, written))}"))
 

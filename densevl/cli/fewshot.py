@@ -16,9 +16,9 @@ HEADS = ("gda", "exemplars", "nearest", "tip", "tipx", "ape", "linear", "adapter
 LEVELS = ("image", "region", "pixel")
 HOWS = ("top", "spread", "retrieve")
 BETA = 0.5
-"""Of a memory, where nothing says another."""
+"""The default beta of a memory."""
 HALF = ".checkpoint.safetensors"
-"""Behind the name of --out: what head "prompt" has learned so far, from which a killed run goes on."""
+"""Appended to the name of --out: a checkpoint of head "prompt", from which a killed run resumes."""
 
 fewshot_app = typer.Typer(
     no_args_is_help=True, help="Learn classes from a few examples, or build a memory of captioned images."
@@ -163,10 +163,10 @@ def fewshot_fit(
             name.calibrate(others, alpha=calibrate)
     written = name.save(out)
     half.unlink(missing_ok=True)
-    told = [", ".join(f"{count} {label}" for label, count in name.counts.items())] if unlabelled else []
+    notes = [", ".join(f"{count} {label}" for label, count in name.counts.items())] if unlabelled else []
     if by_words := [label for label in name.fitted().names if not name.counts[label]]:
-        told.append(f"by words alone: {listed(by_words)}")
-    classes = f"{len(name.fitted())} classes" + (f" ({'; '.join(told)})" if told else "")
+        notes.append(f"by words alone: {listed(by_words)}")
+    classes = f"{len(name.fitted())} classes" + (f" ({'; '.join(notes)})" if notes else "")
     stdout().print(escape(f"{classes}; wrote {', '.join(map(str, written))}"))
 
 
@@ -210,9 +210,9 @@ def fewshot_memory(
 
     require_name(out)
     if examples is not None and beta is not None:
-        raise OptionError("--beta says what --examples would choose: leave one of them out")
+        raise OptionError("--beta sets what --examples would choose: leave one of them out")
     if beta is not None and beta > 1:
-        warn(f"--beta {beta:g}: what images look like outweighs the word itself; 0 to 1 is usual")
+        warn(f"--beta {beta:g}: the look of images outweighs the word itself; 0 to 1 is usual")
     pairs = pairs_of(folder)
     shown = None if examples is None else by_folder(examples)
     guard([out], inputs=[image for image, _ in pairs], overwrite=overwrite)
@@ -230,15 +230,15 @@ def fewshot_memory(
 
 
 def _require_sense(given: dict[str, Any]) -> None:
-    """Refuse options that do not go together, before anything is read."""
+    """Refuse options that do not fit together, before anything is read."""
     from densevl.errors import OptionError
 
     if given["held_out"] is not None and given["calibrate"] is None:
-        raise OptionError("--held-out is what --calibrate is fitted to; give --calibrate too, such as 0.1")
+        raise OptionError("--held-out is used only by --calibrate; give --calibrate too, such as 0.1")
     if given["unlabelled"] is None and given["count"] is not None:
-        raise OptionError("--count is how many examples --unlabelled takes of a class: give that too")
+        raise OptionError("--count limits the examples of --unlabelled: give --unlabelled too")
     if given["unlabelled"] is not None and not given["labels"]:
-        raise OptionError("--unlabelled finds examples of what --labels names: give those too")
+        raise OptionError("--unlabelled finds examples of the labels: give --labels too")
     for flag in ("operator", "proposals"):
         if given[flag] is not None and given["level"] != "region":
             raise OptionError(f"--{flag} is for regions: give --level region too, or leave it out")
@@ -247,10 +247,10 @@ def _require_sense(given: dict[str, Any]) -> None:
 
 
 def _require_free(paths: Iterable[Path], overwrite: bool) -> None:
-    """Refuse to replace what an earlier call learned.
+    """Refuse to replace the result of an earlier call.
 
     Raises:
-        OutputError: there is something.
+        OutputError: If there is one.
     """
     from densevl.errors import OutputError
     from densevl.files import shown
@@ -263,7 +263,7 @@ def _require_free(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 def _paths(examples: Any) -> list[Any]:
-    """The files of images by class, of pictures, or a list of them."""
+    """Return the files of images by class, of pictures, or of a list."""
     if isinstance(examples, dict):
         return [path for paths in examples.values() for path in paths]
     return list(getattr(examples, "paths", examples))

@@ -178,7 +178,7 @@ def test_what_photos_without_labels_do_not_allow_is_refused(more, reason, tmp_pa
 def test_a_benchmark_with_labels_is_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     code, _, stderr = run("voc20", "--labels", "cat,dog", "--model", "mini")
-    assert (code, "voc20 is a benchmark, and --labels is for photos" in stderr) == (2, True)
+    assert (code, "voc20 is a benchmark, but --labels is for photos" in stderr) == (2, True)
 
 
 def test_a_dataset_that_shows_nothing_leaves_analyses_out_with_reasons(tmp_path) -> None:

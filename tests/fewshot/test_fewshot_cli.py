@@ -217,8 +217,8 @@ def test_photos_without_labels_are_learned_from_and_captions_reach_tipx(folder, 
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["--unlabelled", "top"], "give those too"),
-        (["--count", "3"], "give that too"),
+        (["--unlabelled", "top"], "give --labels too"),
+        (["--count", "3"], "give --unlabelled too"),
         (["--operator", "pool"], "give --level region"),
         (["--level", "region", "--proposals", "grid"], "leave it out"),
         (["--set", "beta=1"], "no setting"),

@@ -396,6 +396,6 @@ def test_smoothing_that_does_nothing_is_told_of_and_the_time_is_that_of_all_fram
         started = time.perf_counter()
         result.save(tmp_path / "out" / path.name)
         assert 0.5 * (time.perf_counter() - started) <= result.meta["seconds"]
-        told[path.stem] = [text for text in result.warnings if "smoothing begins anew" in text]
-    assert told["jumping"] == ["5 of 6 frames are cuts, at which smoothing begins anew: it does little here"]
+        told[path.stem] = [text for text in result.warnings if "smoothing starts over" in text]
+    assert told["jumping"] == ["5 of 6 frames are cuts, where smoothing starts over: it does little here"]
     assert told["steady"] == []

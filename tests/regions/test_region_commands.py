@@ -120,7 +120,7 @@ def test_objects_are_in_pieces_and_not_repeated(tmp_path) -> None:
         (["--box", "9,9,1,1"], "box 0 is (9, 9, 1, 1)"),
         (["--as", "yola"], "'yola' is not known"),
         (["--as", "panoptic", "--stuff", "sea"], "no class 'sea' to be stuff"),
-        (["--pieces", "--proposals", "clusters"], "all proposals but clusters"),
+        (["--pieces", "--proposals", "clusters"], "do not work with clusters"),
     ],
 )
 def test_a_mistake_is_one_line(options, reason, tmp_path) -> None:

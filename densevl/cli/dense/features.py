@@ -111,12 +111,12 @@ def features(
 
 
 def step(stride: str) -> int | str:
-    """A number of pixels, or what it is instead of one."""
+    """Parse a number of pixels, or return the text."""
     return int(stride) if stride.strip().isdecimal() else stride
 
 
 def windows(**given: Any) -> dict[str, Any]:
-    """How the photo is looked at, as a protocol's changes; what is left out is None, and --crop 0 the whole photo."""
+    """Return the given changes to the protocol. None means not given, and --crop 0 the whole photo."""
     found = {name: value for name, value in given.items() if value is not None}
     return {**found, "crop": found["crop"] or None} if "crop" in found else found
 

@@ -115,6 +115,6 @@ def points(
         return
     if not quiet:
         shares = sorted(found.counts().items(), key=lambda item: -item[1])
-        told = ", ".join(f"{name} {count / len(where):.0%}" for name, count in shares if count)
-        stdout().print(f"{len(where):,} points, {int((found.seen > 0).sum()):,} seen: {escape(told)}")
+        summary = ", ".join(f"{name} {count / len(where):.0%}" for name, count in shares if count)
+        stdout().print(f"{len(where):,} points, {int((found.seen > 0).sum()):,} seen: {escape(summary)}")
         stdout().print(f"results in {escape(str(target))}")

@@ -1,4 +1,4 @@
-"""`densevl explain`: IMAGE by patches, and `heads`, `words`, `pairs`."""
+"""`densevl explain`: IMAGE (short for `patches`), `heads`, `words` and `pairs`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from densevl.pipelines.explanation.results import Explanation
 
 FIRST = "patches"
-"""What `densevl explain IMAGE` is short for."""
+"""The command that `densevl explain IMAGE` is short for."""
 
 
 class _Explain(OneLineGroup):
-    """Commands, of which the first need not be named."""
+    """A group of commands whose first need not be named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
@@ -104,8 +104,8 @@ def heads(
     chosen = numbers[0] if len(numbers) == 1 else numbers
     found = _run(given, "heads", label, lambda explain, rgb: explain.heads(rgb, label, against=against, blocks=chosen))
     if found is not None:
-        told = ", ".join(f"{block}.{head} {score:+.3f}" for (block, head), score in found.top(5))
-        stdout().print(f"{file_name(image)}: {escape(found.label)} {found.score:.3f}; block.head {told}")
+        largest = ", ".join(f"{block}.{head} {score:+.3f}" for (block, head), score in found.top(5))
+        stdout().print(f"{file_name(image)}: {escape(found.label)} {found.score:.3f}; block.head {largest}")
 
 
 @explain_app.command()
@@ -193,14 +193,14 @@ def pairs(
 
     found = _run(given, "pairs", caption, explained)
     if found is not None:
-        told = [(word, float(score)) for word, score in zip(found.tokens, found.scores, strict=True)]
-        stdout().print(f"{file_name(image)}: {found.score:.3f}; {_told(told)}")
+        scores = [(word, float(score)) for word, score in zip(found.tokens, found.scores, strict=True)]
+        stdout().print(f"{file_name(image)}: {found.score:.3f}; {_listed(scores)}")
         if corners is not None:
             inside = found.region(corners)
-            stdout().print(f"in the box: {_told(list(zip(found.tokens, map(float, inside), strict=True)))}")
+            stdout().print(f"in the box: {_listed(list(zip(found.tokens, map(float, inside), strict=True)))}")
 
 
-def _told(scores: Sequence[tuple[str, float]]) -> str:
+def _listed(scores: Sequence[tuple[str, float]]) -> str:
     return ", ".join(f"{escape(word)} {score:+.3f}" for word, score in scores)
 
 
@@ -209,9 +209,9 @@ def _one(label: str) -> None:
     from densevl.vocabulary import LabelSet
 
     if not label:
-        raise OptionError("say whose score is to be explained: --label cat")
+        raise OptionError("name the label whose score to explain: --label cat")
     if len(LabelSet.parse(label)) != 1:
-        raise LabelError(f"--label {label!r} names several; give one, and others with --against")
+        raise LabelError(f"--label {label!r} names several labels; give one, and others with --against")
 
 
 def _explainer(given: dict[str, Any]) -> Explainer:
@@ -224,14 +224,14 @@ ASKED = (
     *("label", "caption", "against", "blocks", "box", "text_block"),
     *("model", "weights", "templates", "bits"),
 )
-"""Options that make it another explanation."""
+"""Options that change the explanation."""
 
 
 def _run(given: dict[str, Any], what: str, text: str, explained: Callable[[Explainer, Any], Explanation]) -> Any:
-    """Explain one image and write what comes of it, named by the image and the text; None where nothing more is said.
+    """Explain one image and write the result, named after the image and the text. Return None if nothing is printed.
 
     Raises:
-        OutputError: files of another explanation are there. Others as the explanation.
+        OutputError: If files of another explanation exist. Other errors as for the explanation.
     """
     from densevl.backbones.at_hand import require_possible
     from densevl.files import guard, shown, unique_stems
@@ -267,7 +267,7 @@ def _run(given: dict[str, Any], what: str, text: str, explained: Callable[[Expla
 
 
 def _require_same(target: Path, asked: dict[str, str]) -> None:
-    """Refuse to replace what was made of something else."""
+    """Refuse to replace the files of another explanation."""
     from densevl.files import shown
     from densevl.fitted import differing
 
@@ -279,7 +279,7 @@ def _require_same(target: Path, asked: dict[str, str]) -> None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         before = {}
     if before != asked:
-        told = differing(before, asked) if before else "of what, it does not say"
+        changes = differing(before, asked) if before else "its settings are unknown"
         raise OutputError(
-            f"{shown(beside)} holds another explanation ({told}); name another --out, or replace it with --overwrite"
+            f"{shown(beside)} holds another explanation ({changes}); name another --out, or replace it with --overwrite"
         )

@@ -1,4 +1,4 @@
-"""What a run over many images came to. Loads no torch."""
+"""The summary of a run over many images. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ _NAMED = re.compile(r"""(['"]).*?\1""")
 
 @dataclass
 class Summary:
-    """Counts as images come.
+    """Counts that are updated with each image.
 
     Attributes:
-        classes: by name the images it is in, and what there is of it in all of them: shares of label maps added up,
-            regions, or images. measure: which of the three. causes: messages without what differs from image to image,
-            each with how many images failed so and the first of them. slowest: an image and its seconds.
+        classes: by name, the number of images it is in and its total amount in them: sum of shares of label maps,
+            number of regions, or number of images. measure: which of these three. causes: error messages without the
+            parts that differ between images, each with the number of images and the first of them. slowest: an image
+            and its seconds.
     """
 
     classes: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -29,7 +30,7 @@ class Summary:
     slowest: tuple[str, float] | None = None
 
     def add(self, image: str, content: Mapping[str, Any], seconds: float | None = None) -> None:
-        """Take an image: what the JSON of its result says, and the seconds that it took, where that is known."""
+        """Count an image. `content`: the JSON of its result. `seconds`: the time it took, if known."""
         self.images += 1
         if "fractions" in content:
             self.measure, own = "share", {name: share for name, share in content["fractions"].items() if share}
@@ -50,17 +51,17 @@ class Summary:
             self.slowest = image, seconds
 
     def fail(self, image: str, error: str) -> None:
-        """Take an image that is bad."""
+        """Count a bad image."""
         cause = " ".join(_NAMED.sub("...", error).split())[:CAUSE]
         count, first = self.causes.get(cause, (0, image))
         self.causes[cause] = count + 1, first
 
     def facts(self, total: int, computed: int, seconds: float, results: Sequence[str]) -> dict[str, Any]:
-        """All of it, ready for JSON.
+        """Return all counts, ready for JSON.
 
         Args:
-            total: images that were given. computed: those with results of this call. seconds: of the call.
-            results: where they are.
+            total: number of images given. computed: those computed in this call. seconds: duration of the call.
+            results: where the results are.
         """
         return {
             "images": total,
@@ -80,7 +81,7 @@ class Summary:
         }
 
     def rows(self) -> list[tuple[str, int, float]]:
-        """Classes, most first: a name, images, and regions or the mean share over all images."""
+        """Return classes, most frequent first: name, images, and regions or the mean share over all images."""
         found = [
             (name, images, amount / max(1, self.images) if self.measure == "share" else amount)
             for name, (images, amount) in self.classes.items()
@@ -88,5 +89,5 @@ class Summary:
         return sorted(found, key=lambda row: (-row[2], row[0]))
 
     def failures(self) -> list[tuple[str, tuple[int, str]]]:
-        """Causes, most frequent first, each with its images and the first of them."""
+        """Return causes, most frequent first, each with its number of images and the first of them."""
         return sorted(self.causes.items(), key=lambda row: (-row[1][0], row[0]))

@@ -1,8 +1,7 @@
-"""What is done with every image of a run: segmented, its regions named, scored for anomalies, named as a whole, or its
-features written.
+"""Tasks: segment images, find and name their regions, score them for anomalies, classify them, or write their features.
 
-A work (`Segmenting`, `Naming`, `Scoring`, `Classifying`, `Extracting`) is plain data, so it travels
-to other machines; its task holds the model.
+A work (`Segmenting`, `Naming`, `Scoring`, `Classifying`, `Extracting`) is plain data, so that it can be sent to other
+machines. Its task holds the loaded model.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ from densevl.vocabulary import LabelSet
 
 @dataclass(frozen=True)
 class Kind:
-    """What is written for an image that is called x.
+    """The files written for an image named x.
 
     Attributes:
-        use: the command. endings: of the files, x + ending; the first is the JSON that tells of the others.
-        main: the ending that the result's `save` is given. picture: what a contact sheet shows.
-        tells: the keys of the JSON that are told of each image. max_pixels: of an image; None is that of
+        use: the command. endings: the files are x + ending; the first is the JSON that describes the others.
+        main: the ending passed to the result's `save`. picture: the file shown on contact sheets.
+        tells: keys of the JSON that are reported for each image. max_pixels: limit of an image; None is that of
             `images.pixel_limit`.
     """
 
@@ -80,12 +79,13 @@ KINDS = {kind.use: kind for kind in (SEGMENT, GEOTIFF, POLYGONS, VIDEO, REGIONS,
 
 @dataclass(frozen=True)
 class Task:
-    """A loaded model and what it does.
+    """A loaded model and what it is used for.
 
     Attributes:
-        kind: what is written. run: does it. facts: all that decides a result, ready for JSON. pipeline: the model.
-        group: images that may share a pass, counted from the first. A group is always run as a whole, also where some
-            of it is done already: what shares a pass decides the last bits, and a resumed run has the same.
+        kind: the files written. run: runs it. facts: everything that affects a result, ready for JSON. pipeline: the
+            model.
+        group: number of images that may share a pass, counted from the first. A group always runs as a whole, even if
+            part of it is done: sharing a pass affects the last bits, and a resumed run must give the same.
     """
 
     kind: Kind
@@ -96,15 +96,15 @@ class Task:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the results, as JSON has it: the facts, and what is written."""
+        """Everything that affects the results, as JSON stores it: the facts, and what is written."""
         return json.loads(json.dumps({"use": self.kind.use, **self.facts}, default=str))
 
 
 class Work(Protocol):
-    """What is done, as data."""
+    """A task as plain data."""
 
     def task(self, device: str | None = None) -> Task:
-        """Load the model, on a device other than that of the options if one is given."""
+        """Load the model, on `device` instead of that in the options, if given."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class Segmenting:
     """Segment images.
 
     Attributes:
-        labels: as `LabelSet.parse` takes them. options: of `Segmenter`, or with a concept model of `Concepts`.
-        fitted: what a `FewShot` of level "pixel" saved, in place of labels; options are then those of its `load`.
+        labels: as for `LabelSet.parse`. options: of `Segmenter`, or of `Concepts` for a concept model.
+        fitted: file that a `FewShot` of level "pixel" saved, instead of labels; options are then those of its `load`.
     """
 
     labels: LabelSet | None
@@ -131,7 +131,7 @@ class Segmenting:
 
 
 def segmenting(segmenter: Segmenter | Ensemble | Concepts, labels: Any) -> Task:
-    """The task of a segmenter that is loaded."""
+    """Return the task of a loaded segmenter."""
     asked = LabelSet.parse(labels)
     facts = {**segmenter.facts(), "labels": asked.facts()}
 
@@ -146,8 +146,8 @@ class BlockSegmenting:
     """Segment images of any size block by block, to GeoTIFF.
 
     Attributes:
-        labels: as `LabelSet.parse` takes them. options: of `BlockSegmenter`. bands, value_range: see `Raster`.
-        polygons: also write them.
+        labels: as for `LabelSet.parse`. options: of `BlockSegmenter`. bands, value_range: see `Raster`.
+        polygons: also write polygons.
     """
 
     labels: LabelSet
@@ -170,7 +170,7 @@ class BlockSegmenting:
 
 @dataclass(frozen=True)
 class VideoSegmenting:
-    """Segment videos. Attributes: as `Segmenting`; smooth, every: of `VideoSegmenter`."""
+    """Segment videos. Attributes: as for `Segmenting`; smooth, every: of `VideoSegmenter`."""
 
     labels: LabelSet
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -190,14 +190,14 @@ class Naming:
     """Find regions and name them.
 
     Attributes:
-        labels: None names them from a list of nouns. options: of `RegionClassifier`, but for its proposals.
+        labels: None names regions from a list of nouns. options: of `RegionClassifier`, except its proposals.
         proposals: a name of `proposals.NAMES`. checkpoint: of SAM. tile, pieces: see `load_proposer` and
-            `PieceProposer`. points, boxes: in pixels; regions are then what is there, and not proposed.
-        objects: only regions that are a label, each thing once. parts: see `RegionResult.instances`.
+            `PieceProposer`. points, boxes: in pixels; regions are then taken from them instead of proposed.
+        objects: keep only regions that have a label, each object once. parts: see `RegionResult.instances`.
         merge: see `RegionClassifier.discover`.
-        decoder: a file of `Decoded`, or a folder of them, which has the regions, see `DecodedFiles`; or the file of
+        decoder: a file of `Decoded`, or a folder of them, that contains the regions, see `DecodedFiles`; or the file of
             SAN, which finds and embeds them, see `name_with_san`.
-        fitted: what a `FewShot` of level "region" saved, in place of labels; options are then those of its `load`.
+        fitted: file that a `FewShot` of level "region" saved, instead of labels; options are then those of its `load`.
     """
 
     labels: LabelSet | None = None
@@ -218,7 +218,7 @@ class Naming:
         """See `Work`.
 
         Raises:
-            OptionError: `pieces` of clusters, or points without a SAM.
+            OptionError: If `pieces` is used with clusters, or points without a SAM.
         """
         options = _on(self.options, device)
         if self.fitted is not None:
@@ -229,7 +229,7 @@ class Naming:
         decoder = None if self.decoder is None else DecodedFiles(self.decoder)
         finder = self._finder(options.get("device")) if decoder is None else None
         if self.points and not hasattr(finder, "prompt"):
-            raise OptionError("points need a SAM to make masks of them; take the proposals mini-sam or sam")
+            raise OptionError("points need a SAM to turn them into masks; take the proposals mini-sam or sam")
         classify = RegionClassifier(**options, proposals=finder)
         given: dict[str, Any] = {"points": [*self.points], "boxes": [*self.boxes]}
         clicked, named = bool(self.points or self.boxes), self.labels
@@ -241,7 +241,7 @@ class Naming:
             elif decoder is not None:
                 decoded = decoder.of(image)
                 found["regions"] = decoded.select(decoded.areas > 0)
-            if named is None:  # clicks are answered one by one, so nothing is joined
+            if named is None:  # each click gets its own answer, so nothing is merged
                 return classify.discover(image, overlap=1.0 if clicked else 0.5, merge=self.merge, **found)
             result = classify(image, named, **found)
             return result.instances(parts=self.parts) if self.objects and not clicked else result
@@ -266,18 +266,16 @@ class Naming:
         return Task(REGIONS, run, facts, classify)
 
     def _by_san(self, options: dict[str, Any]) -> Task:
-        """SAN's regions, named by its own vectors of them.
+        """Return the task of SAN's regions, named by SAN's own vectors.
 
         Raises:
-            OptionError: another operator, or a share for scores that it has not.
+            OptionError: If another operator is given, or a share for class scores, which SAN does not have.
         """
         file, background = Path(str(self.decoder)), options.pop("background", "auto")
         if options.pop("operator", None) not in (None, OPERATOR) or options.pop("options", None):
             raise OptionError("SAN embeds its regions itself: leave the operator out (--operator)")
         if options.pop("clip_share", "fc-clip") != "fc-clip":
-            raise OptionError(
-                "SAN has no class scores of its own to weigh with CLIP's: leave clip_share out (--clip-share)"
-            )
+            raise OptionError("SAN has no class scores to combine with CLIP's: leave clip_share out (--clip-share)")
         classify = RegionClassifier(**options, operator=OPERATOR, proposals=None)
         san = San(classify.backbone, file)
 
@@ -293,17 +291,17 @@ class Naming:
         if self.checkpoint is not None:
             finder: Any = load_proposer("sam", checkpoint=self.checkpoint, device=device, tile=self.tile)
         elif self.proposals == "clusters" and not self.tile:
-            finder = self.proposals  # of the classifier's own features
+            finder = self.proposals  # clusters the classifier's own features
         else:
             finder = load_proposer(self.proposals, device=device, tile=self.tile, **_words(self.proposals, self.labels))
         if self.pieces and isinstance(finder, str):
-            raise OptionError("pieces go with all proposals but clusters, which are in one piece as they are")
+            raise OptionError("pieces do not work with clusters, which are already in one piece; leave pieces out")
         return PieceProposer(finder) if self.pieces else finder
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """Score images for anomalies. Attributes: options: of `AnomalyDetector`; fitted: what `save` wrote, if anything."""
+    """Score images for anomalies. Attributes: options: of `AnomalyDetector`; fitted: file that `save` wrote, if any."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     fitted: str | Path | None = None
@@ -316,7 +314,7 @@ class Scoring:
 
 
 def scoring(detect: AnomalyDetector) -> Task:
-    """The task of a detector that is loaded."""
+    """Return the task of a loaded detector."""
 
     def run(images: Sequence[Any], failed: Failed) -> Iterator[Any]:
         return detect.many(images, on_error=failed)
@@ -326,10 +324,10 @@ def scoring(detect: AnomalyDetector) -> Task:
 
 @dataclass(frozen=True)
 class Classifying:
-    """Name whole images.
+    """Classify whole images.
 
     Attributes:
-        labels: for words alone. options: of `FewShot`. fitted: what `save` wrote, in place of labels.
+        labels: for words alone. options: of `FewShot`. fitted: file that `save` wrote, instead of labels.
     """
 
     labels: LabelSet | None = None
@@ -345,10 +343,10 @@ class Classifying:
 
 
 def classifying(name: FewShot, labels: Any = None) -> Task:
-    """The task of a classifier that is loaded; labels where it has no examples.
+    """Return the task of a loaded classifier. Labels are needed if it has no examples.
 
     Raises:
-        OptionError: it names regions or pixels.
+        OptionError: If it is for regions or pixels.
     """
     _require_level(name, "image")
     asked = None if labels is None else LabelSet.parse(labels)
@@ -361,10 +359,10 @@ def classifying(name: FewShot, labels: Any = None) -> Task:
 
 
 def by_example(name: FewShot, level: str) -> Task:
-    """The task of what was learned from regions or pixels.
+    """Return the task of a head learned from regions or pixels.
 
     Raises:
-        OptionError: it was learned from something else.
+        OptionError: If it was learned for another level.
     """
     _require_level(name, level)
 
@@ -384,7 +382,7 @@ def _require_level(name: FewShot, level: str) -> None:
 
 @dataclass(frozen=True)
 class Extracting:
-    """Write dense features. Attributes: options: of `FeatureExtractor`; form: of the files, one of `FORMATS`."""
+    """Write dense features. Attributes: options: of `FeatureExtractor`; form: file format, one of `FORMATS`."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     form: str = "npy"
@@ -393,8 +391,8 @@ class Extracting:
         """See `Work`.
 
         Raises:
-            OptionError: no such format.
-            MissingExtraError: its package is not installed.
+            OptionError: If there is no such format.
+            MissingExtraError: If its package is not installed.
         """
         require_format(self.form)
         extract = FeatureExtractor(**_on(self.options, device))
@@ -406,12 +404,12 @@ class Extracting:
 
 
 def _words(proposals: Any, labels: LabelSet | None) -> dict[str, Any]:
-    """What a proposer that is asked for words is asked."""
+    """Return the words for a proposer that needs words."""
     return {"words": labels.words if labels is not None else ()} if is_concepts(proposals) else {}
 
 
 def _asking(options: dict[str, Any], labels: LabelSet) -> dict[str, Any]:
-    """Options whose proposals, if a concept model makes them, are of the labels."""
+    """Return options in which a concept model, if it makes the proposals, is asked for the labels."""
     return {**options, "proposals": asking(options.get("proposals"), labels.words, options.get("device"))}
 
 

@@ -1,4 +1,4 @@
-"""What is told of a run over many images: while it goes on (`Watch`), and at its end (`Report`). Loads no torch."""
+"""Progress of a run over many images (`Watch`), and the report at its end (`Report`). Does not import torch."""
 
 from __future__ import annotations
 
@@ -6,53 +6,53 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PACKED = (".tar", ".parquet")
-"""Endings of --out that pack the results of many images in few files; see `packing`."""
+"""Extensions of --out that pack the results of many images in few files; see `packing`."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image and the name of its results, relative to their folder, without ending."""
+    """One image and the name of its results, relative to their folder, without extension."""
 
     image: str
     name: str
 
 
 class Watch:
-    """What is told of a run while it goes on; this one says nothing.
+    """Receives the progress of a run. This base class ignores it.
 
     Attributes:
-        wants_content: whether `done` is given what the JSON of a result says; reading it takes a moment.
+        wants_content: whether `done` receives the JSON of each result, which takes a moment to read.
     """
 
     wants_content = False
 
     def begin(self, total: int, finished: int) -> None:
-        """There are so many images, of which so many were finished before."""
+        """Called at the start with the number of images, and of those finished before."""
 
     def found(self, job: Job, content: dict[str, Any]) -> None:
-        """An image was done before: its JSON; told only if content is wanted."""
+        """Called with the JSON of an image that was done before, if content is wanted."""
 
     def part(self, job: Job, share: float) -> None:
-        """So much of an image is done, 0 to 1; told only of images that take long."""
+        """Called with the share of an image that is done, 0 to 1, for images that take long."""
 
     def done(self, job: Job, result: Any, content: dict[str, Any]) -> None:
-        """An image is done: its result, None if it was done on another machine; and its JSON, if wanted."""
+        """Called when an image is done, with its result (None if done on another machine) and its JSON, if wanted."""
 
     def failed(self, job: Job, error: str) -> None:
-        """An image is bad."""
+        """Called with a bad image."""
 
     def end(self) -> None:
-        """All images are through, or the run is broken off."""
+        """Called when all images are through, or the run is interrupted."""
 
 
 @dataclass
 class Report:
-    """What a run did.
+    """The outcome of a run.
 
     Attributes:
-        done: the images that have results. fresh: how many of them were computed now. errors: message by image.
-        places: the folder, or the archives, and what was written of all images together. listed: the file that lists
-            the bad ones. seconds: it took.
+        done: the images that have results. fresh: how many of them were computed in this run. errors: message by
+            image. places: the folder or the archives, and the files about all images. listed: the file that lists bad
+            images. seconds: the duration.
     """
 
     done: list[Job] = field(default_factory=list)

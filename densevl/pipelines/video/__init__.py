@@ -1,1 +1,1 @@
-"""Videos to label maps, frame by frame: `reading.py` and `writing.py` are PyAV's, `result.py` is what comes between."""
+"""Segment videos frame by frame: `reading.py` and `writing.py` use PyAV, `result.py` connects them."""

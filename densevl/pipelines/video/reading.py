@@ -1,4 +1,4 @@
-"""Videos as upright RGB frames, one at a time: files by PyAV (FFmpeg), cameras by OpenCV."""
+"""Read videos as upright RGB frames, one at a time: files with PyAV (FFmpeg), cameras with OpenCV."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ ENDINGS: Final = frozenset(
     (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv")
 )
 FORMATS: Final = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,gif,m4v,h264,hevc,ivf"
-"""Of FFmpeg: those that hold the video themselves, and name no other files or addresses."""
-ATTACHED_PICTURE: Final = 1024  # the cover of a piece of music
+"""FFmpeg formats that contain the video themselves, and refer to no other files or addresses."""
+ATTACHED_PICTURE: Final = 1024  # the cover of a music file
 HDR: Final = (16, 18)  # transfer curves, PQ and HLG
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A frame. Attributes: rgb: uint8 (H, W, 3), upright; pts: when it is shown, in units of its video's time_base."""
+    """A frame. Attributes: rgb: uint8 (H, W, 3), upright; pts: presentation time, in units of its video's time_base."""
 
     rgb: UInt8Array
     pts: int
 
 
 class Source(Protocol):
-    """Where frames come from.
+    """A source of frames.
 
     Attributes:
-        name: for messages. rate: frames a second, about. time_base: seconds of a pts. frames: how many, 0 if that is
-            not known. live: frames come as time goes by, until it is stopped. sound: the codec of its sound, "" for
-            none. notes: what a user should know, a sentence each; whole once all frames are read.
+        name: for messages. rate: approximate frames per second. time_base: seconds per pts unit. frames: number of
+            frames, 0 if unknown. live: whether frames arrive in real time until it is stopped. sound: the audio codec,
+            "" for none. notes: what a user should know, one sentence each; complete once all frames are read.
     """
 
     name: str
@@ -56,18 +56,18 @@ class Source(Protocol):
     notes: list[str]
 
     def read(self, hear: Callable[[Any], None] | None = None) -> Iterator[Frame]:
-        """The frames in order. Args: hear: is given packets of sound."""
+        """Yield the frames in order. `hear`: receives packets of sound."""
 
     def template(self) -> Any:
-        """The stream of sound."""
+        """Return the audio stream."""
 
 
 class VideoFile:
-    """A file; see `Source`.
+    """A video file; see `Source`.
 
     Raises:
-        ImageError: missing, damaged, no video or of a format that is not read.
-        MissingExtraError: no PyAV.
+        ImageError: If it is missing, damaged, not a video, or of an unsupported format.
+        MissingExtraError: If PyAV is not installed.
     """
 
     live = False
@@ -76,22 +76,22 @@ class VideoFile:
         self._av = _av()
         self.name, self.notes = os.fspath(path), list[str]()
         if is_address(self.name):
-            raise ImageError(f"{shown(self.name)} is an address; videos are read from a disk: copy it first")
-        with reader(self.name, None) as (content, _):  # says what is wrong with a path
+            raise ImageError(f"{shown(self.name)} is an address, but videos must be local: copy it first")
+        with reader(self.name, None) as (content, _):  # explains what is wrong with a path
             kind = kind_of(start := content.read(512))
         if not start:
             raise ImageError(f"{shown(self.name)} is empty, 0 bytes; copy or record it again")
         if kind.startswith("a picture") and "GIF" not in kind:
-            raise ImageError(f"{shown(self.name)} is {kind} and no video; `densevl segment` is for pictures")
-        with self._told("is no video that can be read (MP4, MOV, MKV, WebM, AVI, MPEG, ...), or is damaged"):
+            raise ImageError(f"{shown(self.name)} is {kind}, not a video; use `densevl segment` for pictures")
+        with self._told("is not a readable video (MP4, MOV, MKV, WebM, AVI, MPEG, ...), or is damaged"):
             self._file = open(self.name.removeprefix("file://"), "rb")  # noqa: SIM115  closed by `close`
             self._container = self._av.open(self._file, options={"format_whitelist": FORMATS})
         videos = [s for s in self._container.streams.video if not int(s.disposition) & ATTACHED_PICTURE]
         if not videos:
-            raise ImageError(f"{shown(self.name)} holds no video, only sound or data")
+            raise ImageError(f"{shown(self.name)} contains no video, only sound or data")
         self._video = videos[0]
         if not self._video.width or not self._video.height:
-            raise ImageError(f"{shown(self.name)} does not say how large its frames are; it is damaged")
+            raise ImageError(f"{shown(self.name)} does not give the size of its frames; it is damaged")
         self._video.thread_type = "AUTO"
         self._sound = next(iter(self._container.streams.audio), None)
         self.sound = self._sound.codec_context.codec.canonical_name if self._sound is not None else ""
@@ -100,7 +100,7 @@ class VideoFile:
         self.frames = int(self._video.frames)
         check_size(shown(self.name), (self._video.width, self._video.height))
         if self._video.codec_context.color_trc in HDR:
-            self.notes.append("the video has HDR colours, which come out dull: convert it to SDR for better labels")
+            self.notes.append("the video has HDR colours, which look dull here: convert it to SDR for better labels")
 
     def template(self) -> Any:
         """See `Source`."""
@@ -112,10 +112,10 @@ class VideoFile:
         self._file.close()
 
     def read(self, hear: Callable[[Any], None] | None = None) -> Iterator[Frame]:
-        """See `Source`; damaged parts are left out and noted.
+        """See `Source`. Damaged parts are skipped, with a note.
 
         Raises:
-            ImageError: no frame can be decoded.
+            ImageError: If no frame can be decoded.
         """
         size: tuple[int, int] | None = None
         last: int | None = None
@@ -130,24 +130,24 @@ class VideoFile:
             rgb = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
             turned = np.ascontiguousarray(_upright(rgb, _matrix(frame)))
             pts = frame.pts if frame.pts is not None else 0 if last is None else last + step
-            last = pts if last is None else max(pts, last + 1)  # a muxer takes no time twice
+            last = pts if last is None else max(pts, last + 1)  # muxers refuse equal times
             count += 1
             yield Frame(turned, last)
         if not count:
-            raise ImageError(f"no frame of {shown(self.name)} can be decoded; it is damaged, or cut")
+            raise ImageError(f"no frame of {shown(self.name)} can be decoded; it is damaged or truncated")
         if damaged:
             self.notes.append(f"{damaged} parts of the video are damaged, and their frames are missing or wrong")
         if count < self.frames - 1:
-            self.notes.append(f"the video says that it has {self.frames} frames, of which {count} are there: cut copy?")
+            self.notes.append(f"the video claims {self.frames} frames but has {count}: it may be truncated")
 
     def _decoded(self, hear: Callable[[Any], None] | None) -> Iterator[Any]:
-        """Frames, and None for each damaged part."""
+        """Yield frames, and None for each damaged part."""
         streams = [self._video] if hear is None or self._sound is None else [self._video, self._sound]
         packets = self._container.demux(*streams)
         while True:
             try:
                 packet = next(packets, None)
-            except (self._av.FFmpegError, OSError):  # where the file is cut
+            except (self._av.FFmpegError, OSError):  # the file is truncated here
                 yield None
                 packet = None
             if packet is None:
@@ -169,11 +169,11 @@ class VideoFile:
 
 
 class Camera:
-    """A camera of this machine, by its number; the newest frame is taken, those before are let go.
+    """A camera of this machine, by number. The newest frame is used, and earlier ones are dropped.
 
     Raises:
-        ImageError: there is none.
-        MissingExtraError: no OpenCV.
+        ImageError: If there is no such camera.
+        MissingExtraError: If OpenCV is not installed.
     """
 
     live, frames, sound = True, 0, ""
@@ -191,7 +191,7 @@ class Camera:
         self._camera = cv2.VideoCapture(number)
         self._open = bool(self._camera.isOpened())
         if not self._open:
-            raise ImageError(f"there is no camera {number}, or it is in use; cameras are counted from 0")
+            raise ImageError(f"there is no camera {number}, or it is in use; camera numbers start at 0")
 
     def template(self) -> Any:
         """See `Source`."""
@@ -217,7 +217,7 @@ class Camera:
             taking.join(timeout=5)
 
     def close(self) -> None:
-        """Let the camera go."""
+        """Release the camera."""
         self._open = False
         self._camera.release()
 
@@ -231,7 +231,7 @@ class Camera:
 
 
 def _matrix(frame: Any) -> tuple[int, int, int, int]:
-    """Where a frame's columns and rows go when it is shown: (a, b) and (c, d) of its display matrix."""
+    """Return where columns and rows of a frame are displayed: (a, b) and (c, d) of its display matrix."""
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32, count=9).tolist()
@@ -240,7 +240,7 @@ def _matrix(frame: Any) -> tuple[int, int, int, int]:
 
 
 def _upright(rgb: UInt8Array, matrix: tuple[int, int, int, int]) -> UInt8Array:
-    """A frame as it is shown: turned by quarters, mirrored, or both."""
+    """Return a frame as displayed: turned by quarters, mirrored, or both."""
     a, b, c, d = matrix
     if abs(b) > abs(a):  # columns become rows
         rgb, a, d = rgb.transpose(1, 0, 2), c, b
@@ -248,10 +248,10 @@ def _upright(rgb: UInt8Array, matrix: tuple[int, int, int, int]) -> UInt8Array:
 
 
 def find_videos(sources: Iterable[str]) -> list[str]:
-    """Files as they are given, and of folders the videos in them and below.
+    """Return files as given, and the videos in folders and their subfolders.
 
     Raises:
-        ImageError: a folder without any.
+        ImageError: If a folder has no videos.
     """
     found: list[str] = []
     for source in sources:
@@ -260,7 +260,7 @@ def find_videos(sources: Iterable[str]) -> list[str]:
             continue
         inside = list[str]()
         for folder, below, files in os.walk(source):
-            # Hidden ones hold what macOS keeps beside files; results are no videos of the user's.
+            # Hidden folders hold what macOS keeps next to files; folders of results are not the user's videos.
             below[:] = sorted(name for name in below if not name.startswith("."))
             if RUN_FILE in files:
                 below[:] = []
@@ -278,5 +278,5 @@ def _av() -> Any:
         import av
     except ImportError as error:
         raise MissingExtraError("av", "video", "reading videos") from error
-    av.logging.set_level(None)  # what is wrong is said once, by an error or a note
+    av.logging.set_level(None)  # problems are reported once, by an error or a note
     return av

@@ -1,4 +1,4 @@
-"""`VideoSegmenter`: a video and some words to a label map for each frame, which is decided as it is written."""
+"""`VideoSegmenter`: from a video and words to a label map for each frame, decided while it is written."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from densevl.pipelines.video.writing import VideoWriter
 from densevl.results import SegmentationResult, to_json
 from densevl.vocabulary import NOTHING, Background, LabelSet
 
-THUMBNAIL = 16  # pixels a side, in which frames are compared
+THUMBNAIL = 16  # pixels per side of the thumbnails in which frames are compared
 CUT, SUDDEN, RECENT = 30.0, 3.0, 8
-"""A cut: frames differ by so many grey levels on average, and so many times more than the last few did."""
+"""A cut: the mean difference in grey levels, how many times it exceeds recent differences, and how many are recent."""
 
 
 class VideoSegmenter:
-    """Segment videos; labels may be averaged over time.
+    """Segment videos. Scores may be averaged over time.
 
     Examples:
         >>> segment = VideoSegmenter(Segmenter("mini"), smooth=0.5)
         >>> segment("clip.mp4", ["cat", "dog"]).save("out/clip.mp4")
 
     Attributes:
-        segmenter: segments the frames. smooth: the share that earlier frames have in the scores, 0 to below 1; it
-            starts anew at cuts. every: frames that share the labels of the first of them.
+        segmenter: segments the frames. smooth: weight of earlier frames in the scores, 0 to below 1; averaging starts
+            over at cuts. every: number of frames that share the labels of the first of them.
     """
 
     def __init__(self, segmenter: Segmenter, *, smooth: float = 0.0, every: int = 1) -> None:
-        """Set how frames are joined.
+        """Set how frames are combined.
 
         Raises:
-            OptionError: a value out of range.
+            OptionError: If a value is out of range.
         """
         if not isinstance(segmenter, Segmenter):
             raise OptionError(
-                f"segmenter is a {type(segmenter).__name__}; it is a `Segmenter`, such as Segmenter('mini')"
+                f"segmenter is a {type(segmenter).__name__}; it must be a `Segmenter`, such as Segmenter('mini')"
             )
         if not isinstance(smooth, (int, float)) or not 0 <= smooth < 1:
-            raise OptionError(f"smooth is {smooth}; it is the share of earlier frames, 0 to below 1, such as 0.5")
+            raise OptionError(f"smooth is {smooth}; it must be the weight of earlier frames, 0 to below 1, such as 0.5")
         if not isinstance(every, int) or every < 1:
-            raise OptionError(f"every is {every!r}; it is a whole number of frames, at least 1")
+            raise OptionError(f"every is {every!r}; it must be a whole number of frames, at least 1")
         self.segmenter, self.smooth, self.every = segmenter, smooth, every
 
     def __call__(
@@ -63,14 +63,15 @@ class VideoSegmenter:
         background: BackgroundSpec = "auto",
         seconds: float | None = None,
     ) -> VideoResult:
-        """Look at the header of a video, or open a camera; the model runs when frames are asked for, or written.
+        """Read the header of a video, or open a camera. The model runs when frames are requested or written.
 
         Args:
-            video: a path, or the number of a camera. labels, background: as `Segmenter` takes them.
-            seconds: after which a camera is let go; None waits for Ctrl-C.
+            video: a path, or the number of a camera. labels, background: as for `Segmenter`.
+            seconds: stop a camera after this time; None waits for Ctrl-C.
 
         Raises:
-            ImageError: unreadable, or no such camera. LabelError, OptionError: unusable labels or background.
+            ImageError: If the video is unreadable, or there is no such camera.
+            LabelError, OptionError: If labels or background are unusable.
         """
         label_set, policy = LabelSet.parse(labels), self.segmenter.policy(background)
         if not isinstance(video, int):
@@ -78,17 +79,17 @@ class VideoSegmenter:
         return VideoResult(self, video, label_set, policy, seconds)
 
     def facts(self) -> dict[str, Any]:
-        """All that decides a result besides the video and the labels; ready for JSON."""
+        """Return everything that affects a result besides the video and the labels, ready for JSON."""
         return {**self.segmenter.facts(), "smooth": self.smooth, "every": self.every}
 
 
 @dataclass
 class VideoResult:
-    """The labels of one video, made frame by frame as they are asked for.
+    """The labels of one video, computed frame by frame on demand.
 
     Attributes:
-        progress: is told the share of frames that are done, 0 to 1, where that is known.
-        shares: share of pixels of each class over all frames; warnings: a sentence each. Both once it is saved.
+        progress: called with the share of frames that are done, 0 to 1, if their number is known.
+        shares: share of pixels of each class over all frames. warnings: one sentence each. Both are set by `save`.
     """
 
     segment: VideoSegmenter
@@ -102,23 +103,23 @@ class VideoResult:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def fractions(self) -> dict[str, float]:
-        """Share of pixels (0-1) of each class, and of "nothing", over all frames; once it is saved."""
+        """Return the share of pixels (0-1) of each class, and of "nothing", over all frames, after saving."""
         return self.shares
 
     def open(self) -> VideoFile | Camera:
-        """The video, to be closed again."""
+        """Open the video. The caller closes it."""
         return Camera(self.video, self.seconds) if isinstance(self.video, int) else VideoFile(self.video)
 
     def frames(
         self, source: Source | None = None, hear: Callable[[Any], None] | None = None
     ) -> Iterator[tuple[Frame, SegmentationResult, bool]]:
-        """Each frame with its result, and whether the picture changes suddenly there; confidence is of averaged scores.
+        """Yield each frame with its result, and whether there is a cut. Confidence is that of averaged scores.
 
         Args:
-            source: the open video; None opens it. hear: is given packets of sound.
+            source: the open video; None opens it. hear: receives packets of sound.
 
         Raises:
-            ImageError: no frame can be decoded.
+            ImageError: If no frame can be decoded.
         """
         if source is None:
             own = self.open()
@@ -145,21 +146,21 @@ class VideoResult:
             yield frame, result, cut
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
-        """Decide the video and write it: all files, or none; of a camera what there is when it is stopped.
+        """Decide the video and write it: all files, or none. A stopped camera writes the frames so far.
 
         For "out/clip.mp4":
 
-        - `clip.mp4`: the overlay, frames at their own times, the sound copied where MP4 can hold it;
+        - `clip.mp4`: the overlay, with frames at their own times, and the sound copied if MP4 can hold it;
         - `clip_labels.zip`: a label map for each frame, as `SegmentationResult.save` writes it;
-        - `clip_frames.jsonl`: a line for each frame: its time in seconds, whether a cut is there, and shares;
+        - `clip_frames.jsonl`: a line for each frame: its time in seconds, whether it is a cut, and shares;
         - `clip.json`: names, colours, shares over all frames, cuts, settings and warnings.
 
         Returns:
             The paths written.
 
         Raises:
-            ImageError: no frame can be decoded.
-            OutputError: the disk refuses.
+            ImageError: If no frame can be decoded.
+            OutputError: If the files cannot be written.
         """
         path = Path(path)
         stem, names = path.stem, self.labels.names
@@ -185,16 +186,16 @@ class VideoResult:
                 if not count:
                     raise ImageError(f"{source.name} gave no frame")
                 self.shares = self._shares(total / count)
-                if self.shares["nothing"] < 1:  # a frame without labels is nothing to be told of
+                if self.shares["nothing"] < 1:  # single frames without labels need no warning
                     said = {text: None for text in said if text not in remarks.of_labels(np.full((1, 1), NOTHING))}
                 if self.segment.smooth and 2 * len(cuts) >= count > 1:
                     said[
-                        f"{len(cuts)} of {count} frames are cuts, at which smoothing begins anew: it does little here"
+                        f"{len(cuts)} of {count} frames are cuts, where smoothing starts over: it does little here"
                     ] = None
                 self.meta = {**self.meta, "seconds": round(time.perf_counter() - started, 3)}
                 self.warnings = tuple(dict.fromkeys((*said, *source.notes, *writer.notes)))
                 parts[3].write_bytes(to_json(self._key(size, count, cuts, source)))
-                # The movie is whole once its writer is closed, and moved after that.
+                # The movie is complete when its writer is closed, and moved into place after that.
         finally:
             source.close()
         return [path, *beside]
@@ -205,7 +206,7 @@ class VideoResult:
         return found
 
     def _mixed(self, new: Evidence, before: Evidence) -> Evidence:
-        """Evidence with the scores averaged; as it is where the size of frames has changed."""
+        """Average scores over time. If the size of frames changes, the new scores are used alone."""
         smooth = self.segment.smooth
         if not smooth or new.scores.shape != before.scores.shape:
             return new
@@ -229,14 +230,14 @@ class VideoResult:
 
 
 class Cuts:
-    """Tells where the picture changes suddenly: frames in order to whether a new scene begins there."""
+    """Detect sudden changes: called with frames in order, it returns whether a new scene starts."""
 
     def __init__(self) -> None:
         self._last: np.ndarray | None = None
         self._recent: list[float] = []
 
     def __call__(self, rgb: np.ndarray) -> bool:
-        """The next frame, uint8 (H, W, 3)."""
+        """Check the next frame, uint8 (H, W, 3)."""
         step = max(1, min(rgb.shape[:2]) // (4 * THUMBNAIL))
         few = rgb[::step, ::step].astype(np.float32)
         rows, cols = (np.linspace(0, side, THUMBNAIL, endpoint=False).astype(int) for side in few.shape[:2])
@@ -254,5 +255,5 @@ class Cuts:
 
 
 def same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two frames are the same, so that a look at one is a look at the other."""
+    """Return whether two frames are equal, so that the scores of one can be used for the other."""
     return np.array_equal(one, other)

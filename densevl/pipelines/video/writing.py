@@ -1,4 +1,4 @@
-"""The files of a video's labels, written as frames come: an overlay video, label maps in an archive, a line a frame."""
+"""Write a video's labels as frames come: an overlay video, an archive of label maps, and one line per frame."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from densevl.pipelines.video.reading import Frame, Source
 from densevl.results import SegmentationResult
 
 QUALITY = {"crf": "20", "preset": "veryfast"}
-"""Of x264."""
+"""Settings of x264."""
 SOUND = ("aac", "mp3", "ac3", "eac3", "opus", "flac", "alac")
-"""What players hear in MP4."""
+"""Codecs that players support in MP4."""
 
 
 class VideoWriter:
-    """Three open files; use it as a context manager.
+    """Three open files. Use it as a context manager.
 
     Attributes:
-        notes: what a user should know, a sentence each.
+        notes: what a user should know, one sentence each.
     """
 
     def __init__(self, movie: Path, labels: Path, lines: Path, source: Source, names: tuple[str, ...]) -> None:
         """Open the files.
 
         Args:
-            movie: the overlay, as MP4 (H.264), the sound copied where MP4 can hold it. labels: a zip of label maps, a
-                palette PNG for each frame. lines: JSON lines, one for each frame. source: times and sound are its own.
+            movie: the overlay, as MP4 (H.264), with the sound copied if MP4 can hold it. labels: a zip of label maps,
+                one palette PNG per frame. lines: JSON lines, one per frame. source: gives times and sound.
         """
         import av
 
@@ -57,11 +57,13 @@ class VideoWriter:
                 self._sound = self._movie.add_stream_from_template(template)
             else:
                 self.notes.append(f"the sound ({source.sound}) is left out of the overlay: MP4 cannot hold it")
-        self._waiting: list[Any] = []  # sound before the first frame: streams are all known before anything is written
+        self._waiting: list[
+            Any
+        ] = []  # sound before the first frame: all streams must be known before anything is written
 
     @property
     def hears(self) -> bool:
-        """Whether it takes sound."""
+        """Whether sound is written."""
         return self._sound is not None
 
     def __enter__(self) -> Self:
@@ -78,7 +80,7 @@ class VideoWriter:
                 self._movie.close()
 
     def hear(self, packet: Any) -> None:
-        """Take a packet of sound."""
+        """Write a packet of sound."""
         if packet.dts is None:
             return
         packet.stream = self._sound
@@ -88,10 +90,10 @@ class VideoWriter:
         with self._refusing():
             self._movie.mux(packet)
 
-    def add(self, number: int, frame: Frame, result: SegmentationResult, **told: Any) -> None:
-        """Write a frame. Args: told: what its line says besides time and shares."""
+    def add(self, number: int, frame: Frame, result: SegmentationResult, **facts: Any) -> None:
+        """Write a frame. `facts`: what its line contains besides time and shares."""
         shares = {name: round(share, 6) for name, share in result.fractions().items() if share}
-        line = {"frame": number, "time": float(frame.pts * self._time_base), **told, "fractions": shares}
+        line = {"frame": number, "time": float(frame.pts * self._time_base), **facts, "fractions": shares}
         with self._refusing():
             self._labels.writestr(zipfile.ZipInfo(f"{number:06d}.png"), result.label_png())
             self._lines.write(json_text(line, ensure_ascii=False) + "\n")
@@ -111,7 +113,7 @@ class VideoWriter:
         self._waiting = []
 
     def _drawn(self, rgb: np.ndarray, result: SegmentationResult) -> np.ndarray:
-        """The overlay with the same key below every frame, and even sides, which yuv420p needs."""
+        """Draw the overlay with the same key below every frame, and with even sides, as yuv420p requires."""
         painted = draw_overlay(rgb, result.labels, self._names, legend=False, captions=self._captions)
         if self._key is None:
             self._key = draw_key(self._names, painted.shape[0], painted.shape[1])
@@ -125,14 +127,14 @@ class VideoWriter:
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
-        """What the disk refuses."""
+        """Turn errors of the disk into `OutputError`."""
         try:
             yield
         except (self._av.FFmpegError, OSError) as error:
-            told = getattr(error, "strerror", None) or error
-            raise OutputError(f"cannot write {shown(self._movie_path)}: {told}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(f"cannot write {shown(self._movie_path)}: {reason}") from error
 
 
 def _rounded(rate: Fraction) -> Fraction:
-    """A rate that x264 takes; times are those of the frames, whatever it is."""
+    """Return a rate that x264 accepts. The times of frames do not depend on it."""
     return rate.limit_denominator(1001) or Fraction(25)
