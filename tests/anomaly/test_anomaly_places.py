@@ -75,7 +75,7 @@ def test_tiles_do_not_change_images_that_fit_and_are_saved(tiny, tmp_path) -> No
     ("settings", "error", "message"),
     [
         ({"tile": 20}, OptionError, "multiple of the patch size, 8"),
-        ({"tile": 16}, OptionError, "from 24"),
+        ({"tile": 16}, OptionError, "at least 24"),
         ({"tile": 40, "proxy": "mini-sam"}, OptionError, "leave the proxy out"),
         ({"size": (96, 100)}, OptionError, "multiples of the patch size, 8"),
         ({"size": (96,)}, OptionError, "height and width"),

@@ -80,7 +80,7 @@ def test_options_of_other_models_are_refused(folder, photo, tmp_path, more) -> N
 def test_options_of_concept_models_are_refused_by_others(photo, tmp_path, option) -> None:
     done = run("segment", photo, "--labels", "cat", "--model", "mini", *option.split(), "--out", tmp_path)
     assert done.exit_code == 2
-    assert "is for concept models, such as facebook/sam3, and 'mini' is none" in done.output
+    assert "is for concept models, such as facebook/sam3, and 'mini' is not one" in done.output
 
 
 def test_segment_asks_for_the_nearest_classes_alone(folder, photo, tmp_path) -> None:

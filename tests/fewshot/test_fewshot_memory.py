@@ -146,7 +146,7 @@ def test_a_folder_becomes_a_memory_that_pipelines_take(tiny, folder) -> None:
 
 def test_pairs_that_are_none_are_refused(tiny, folder) -> None:
     (folder / "red0.txt").unlink()
-    with pytest.raises(LabelError, match=r"red0\.txt beside it"):
+    with pytest.raises(LabelError, match=r"red0\.txt next to it"):
         build_memory(folder, tiny)
     with pytest.raises(LabelError, match="an image and a caption"):
         build_memory([], tiny)

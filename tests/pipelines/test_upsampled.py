@@ -146,7 +146,7 @@ def test_few_shot_refuses_it(tiny) -> None:
 
 
 def test_a_name_of_another_loaded_upsampler_is_refused(tiny, tmp_path) -> None:
-    with pytest.raises(OptionError, match="is of 'jbu'"):
+    with pytest.raises(OptionError, match="upsampler is 'jbu'"):
         segmenter(tiny, "anyup", load_upsampler("jbu", file_of("jbu", tmp_path)))
 
 
