@@ -1,4 +1,4 @@
-"""What the commands over many images share: the screen, and the way from a work to an exit code."""
+"""Shared by the commands over many images: the screen, and running a work to its exit code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Describe = Callable[[str, Any], str]
 """The name of an image and its result as text."""
 ROW = ("category_name", "score", "bbox", "area")
-"""What a line of JSON says of a region."""
+"""Keys of a region in a line of JSON."""
 SETTINGS = (
     *("model", "weights", "device", "precision", "compat", "background", "templates", "presence", "views"),
     *("proxy", "proxy_scope", "sam"),
@@ -44,29 +44,30 @@ TEXT = {
     "template_weights": "template_weights",
     "parents": "parents",
 }
-"""Options and the fields of `TextOptions` that they are."""
+"""Options, and the fields of `TextOptions` that they set."""
 _NUMBERS = re.compile(r"(?=.*\d)[-+\d.,;\s()\[\]]+")
 RUNNING = ("out", "as_json", "quiet", "overwrite", "strict", "ray", "workers", "shard")
 WINDOWS = ("short_side", "crop", "stride", "plan", "blend")
 
 
-MOST_ROWS = 20  # of a table
-RECENT = 30  # images, by whose time the time left is told
+MOST_ROWS = 20  # in a table
+RECENT = 30  # images whose pace gives the time left
 
 
 class Pace:
-    """How fast images go, and how long the rest takes: the last of them count, and the first does not, for which a
-    model warms up and words are encoded."""
+    """The rate of images and the time left, estimated from the latest images.
+
+    The first image does not count, because the model warms up and words are encoded in it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._at = clock, deque[float](maxlen=RECENT + 1)
 
     def tick(self) -> None:
-        """One more is through."""
+        """Count one more image."""
         self._at.append(self._clock())
 
-    def told(self, left: int) -> str:
-        """Images a second, and the time that as many more take; "" while it is not known."""
+    def text(self, left: int) -> str:
+        """Return images per second and the time for `left` more; "" if unknown."""
         taken = self._at[-1] - self._at[0] if len(self._at) > 1 else 0.0
         if not taken:
             return ""
@@ -76,7 +77,7 @@ class Pace:
 
 
 class Screen(Watch):
-    """A run over images on the terminal: progress and bad images on stderr, results on stdout."""
+    """Shows a run over images in the terminal: progress and bad images on stderr, results on stdout."""
 
     def __init__(
         self,
@@ -88,12 +89,12 @@ class Screen(Watch):
         as_json: bool = False,
         quiet: bool = False,
     ) -> None:
-        """A screen.
+        """Create a screen.
 
         Args:
-            describe: what is said of an image. kind, out: what is written, and where. images: all of them, which are
-                told apart by their places below the folder that they share.
-            as_json: lines of JSON on stdout, and nothing else. quiet: errors only.
+            describe: returns the line about an image. kind, out: what is written, and where. images: all of them; they
+                are shown by their paths below their common folder.
+            as_json: print lines of JSON on stdout, and nothing else. quiet: print only errors.
         """
         self.kind, self.out = kind, out
         self.wants_content = as_json or (stderr().is_terminal and not quiet and len(images) > 1)
@@ -139,7 +140,7 @@ class Screen(Watch):
             self._print(job, content)
         elif result is not None and self._describe is not None and not self._quiet:
             for warning in getattr(result, "warnings", ()):
-                if warning not in self._warned:  # each once a run
+                if warning not in self._warned:  # each once per run
                     warn(warning)
                     self._warned.add(warning)
             stdout().print(self._describe(self.names.get(job.image) or file_name(job.image), result))
@@ -161,15 +162,15 @@ class Screen(Watch):
         self._pace.tick()
         through = self.finished + self.broken
         failed = f"{self.broken} failed  " if self.broken else ""
-        self._progress.update(self._bar, completed=through, told=failed + self._pace.told(self._total - through))
+        self._progress.update(self._bar, completed=through, told=failed + self._pace.text(self._total - through))
 
     def _print(self, job: Job, content: dict[str, Any]) -> None:
         endings, tells = (self.kind.endings, self.kind.tells) if self.kind else ((), ())
         outputs = [content["shard"]] if "shard" in content else [f"{self.out}/{job.name}{end}" for end in endings]
-        told = {key: content[key] for key in tells if key in content}
-        if "regions" in told:  # masks stay in the file
-            told["regions"] = [{key: row[key] for key in ROW if key in row} for row in told["regions"]]
-        print_json({"image": job.image, "outputs": outputs, **told, "warnings": content.get("warnings", [])})
+        facts = {key: content[key] for key in tells if key in content}
+        if "regions" in facts:  # masks stay in the file
+            facts["regions"] = [{key: row[key] for key in ROW if key in row} for row in facts["regions"]]
+        print_json({"image": job.image, "outputs": outputs, **facts, "warnings": content.get("warnings", [])})
 
     def end(self) -> None:
         """See `Watch`."""
@@ -177,7 +178,7 @@ class Screen(Watch):
 
 
 def _below_common(images: Sequence[str]) -> dict[str, str]:
-    """Images by their paths below the folder that they share; addresses are left out."""
+    """Return images by their paths below their common folder, without addresses."""
     from densevl.images.addresses import is_address
 
     files = [path for path in images if not is_address(path)]
@@ -189,15 +190,15 @@ def _below_common(images: Sequence[str]) -> dict[str, str]:
 
 
 def looked_up(given: Mapping[str, Any], images: Sequence[str] | None = None) -> Found:
-    """The images of a command; what is wrong with them, --out or the name of the model is said without loading torch.
+    """Find the images of a command. Errors in them, --out or the model's name are reported without loading torch.
 
     Args:
-        images: in place of those given.
+        images: replaces the images given.
 
     Raises:
-        ImageError: there are none.
-        ModelError: no model has this name.
-        OutputError: no folder can be there.
+        ImageError: If there are none.
+        ModelError: If no model has this name.
+        OutputError: If the folder of results is impossible.
     """
     from densevl.backbones.at_hand import require_possible
     from densevl.images import find_images, header
@@ -222,7 +223,7 @@ def looked_up(given: Mapping[str, Any], images: Sequence[str] | None = None) -> 
 
 
 def _say_bad(image: str, error: Exception, summary: Summary) -> None:
-    """The lines of JSON of the only image, which is bad."""
+    """Print the lines of JSON for a single image that is bad."""
     print_json({"image": image, "error": str(error)})
     summary.fail(image, str(error))
     print_json({"summary": summary.facts(1, 0, 0.0, [])})
@@ -237,13 +238,13 @@ def run_images(
     *,
     loaded: Callable[[Task], None] = lambda task: None,
 ) -> None:
-    """Do a work with images, and end with the exit code that says how it went.
+    """Run a work on images, and exit with the code for its outcome.
 
     Args:
-        found: the images, as `looked_up` finds them.
-        given: the options of the command that all of these share: out (None chooses a folder, see
-            `default_folder`), as_json, quiet, overwrite, strict, ray (None works here), workers and shard.
-        together: what is written of all images. describe: what is said of one. loaded: called with the loaded model.
+        found: the images, from `looked_up`.
+        given: the options that all such commands share: out (None chooses a folder, see `default_folder`), as_json,
+            quiet, overwrite, strict, ray (None runs here), workers and shard.
+        together: files about all images. describe: returns the line about one. loaded: called with the loaded model.
     """
     out, as_json, quiet, overwrite, strict, ray, workers, shard = (given[name] for name in RUNNING)
     from densevl.pipelines.folder.cluster import Cluster
@@ -253,7 +254,7 @@ def run_images(
     work = work if overwrite else as_begun(work, out)
     cluster = None if ray is None else Cluster(work, ray, workers, shard)
     with stderr().status("loading the model"):  # shown on a terminal only
-        task = work.task(None if ray is None else "cpu")  # on a cluster, what this machine needs is the facts
+        task = work.task(None if ray is None else "cpu")  # with a cluster, this machine only needs the facts
     loaded(task)
     out = out or default_folder(options.OUT, task, overwrite=overwrite)
     screen = Screen(describe, task.kind, out, found.paths, as_json=as_json, quiet=quiet)
@@ -272,8 +273,8 @@ def run_images(
         raise typer.Exit(PARTLY if screen.finished else FAILED) from error
     except KeyboardInterrupt as stop:
         if as_json:
-            told = screen.summary.facts(len(found.paths), screen.fresh, time.monotonic() - started, [])
-            print_json({"summary": told | {"interrupted": True}})
+            facts = screen.summary.facts(len(found.paths), screen.fresh, time.monotonic() - started, [])
+            print_json({"summary": facts | {"interrupted": True}})
         stop.add_note("the same command goes on from here")
         raise
     if not quiet:
@@ -293,17 +294,17 @@ def run_images(
 
 
 def summary_table(summary: Summary, computed: int, seconds: float, names: Mapping[str, str]) -> Group:
-    """What a run came to, for a terminal.
+    """Format the summary of a run for a terminal.
 
     Args:
-        computed: images with results of this call. seconds: it took. names: of images, shorter than their paths.
+        computed: number of images computed in this call. seconds: its duration. names: short names of images.
     """
     shown = {"share": "share of pixels", "regions": "regions", "images": ""}[summary.measure or "images"]
     table = Table("class", *([shown] if shown else []), "images", box=None, pad_edge=False)
     rows = summary.rows()
     for name, images, amount in rows[:MOST_ROWS]:
-        told = {"share": f"{amount:.1%}", "regions": str(amount)}.get(summary.measure)
-        table.add_row(escape(" ".join(name.split())), *([told] if told else []), str(images))
+        cell = {"share": f"{amount:.1%}", "regions": str(amount)}.get(summary.measure)
+        table.add_row(escape(" ".join(name.split())), *([cell] if cell else []), str(images))
     parts: list[Any] = [table] if rows else []
     if more := rows[MOST_ROWS:]:
         parts.append(f"[dim]and {len(more)} more[/]")
@@ -326,10 +327,11 @@ def _spoken(seconds: float) -> str:
 
 
 def settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a command was given, as settings of `Segmenter` that the other classes take too.
+    """Convert a command's options to settings of `Segmenter` that other classes share.
 
     Raises:
-        RecipeError: no such recipe. OptionError, WeightsError: unusable text options, or a file of them.
+        RecipeError: If there is no such recipe.
+        OptionError, WeightsError: If text options, or their files, are unusable.
     """
     from densevl.recipes import get
     from densevl.vocabulary import TextOptions
@@ -344,16 +346,17 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_head(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a command with --head was given, as `FewShot.load` takes it; the head knows the rest."""
+    """Convert the options of a command with --head to arguments of `FewShot.load`. The head stores the others."""
     own = {name: given[name] for name in ("weights", "device", "precision")}
     return {"model": None if given["model"] == options.MODEL else given["model"], **own}
 
 
 def labels_of(labels: str, like: Sequence[str] | None) -> LabelSet:
-    """The labels of --labels, and those of --like, each of which is a new class, or one more example of one.
+    """Combine the labels of --labels with those of --like, where each is a new class or another example of one.
 
     Raises:
-        LabelError: unusable labels, or an example without a name. ImageError, ProposalError: an unusable example.
+        LabelError: If labels are unusable, or an example has no name.
+        ImageError, ProposalError: If an example is unusable.
     """
     from densevl.vocabulary import LabelSet
 
@@ -373,10 +376,10 @@ def labels_of(labels: str, like: Sequence[str] | None) -> LabelSet:
 
 
 def example_of(place: str) -> Example:
-    """An image, or the part of it that a box behind a colon names.
+    """Parse an image, optionally with a box after a colon.
 
     Raises:
-        LabelError: a box that is no four numbers.
+        LabelError: If the box is not four numbers.
     """
     from densevl.vocabulary import Example
 
@@ -389,20 +392,20 @@ def example_of(place: str) -> Example:
     except ValueError:
         box = []
     if len(box) != 4:
-        raise LabelError(f"--like {place!r}: a box is x0,y0,x1,y1, four numbers in pixels")
+        raise LabelError(f"--like {place!r}: a box must be x0,y0,x1,y1, four numbers in pixels")
     return Example(Path(image), box=box)
 
 
 def text_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a command was given, as keywords of `TextOptions`."""
+    """Convert a command's options to keywords of `TextOptions`."""
     return {name: str(given[option]) for option, name in TEXT.items() if given.get(option) is not None}
 
 
 def finder(proposals: str | None, pieces: bool, device: str | None) -> Any:
-    """What finds regions, by --proposals and --pieces; what cannot be had is said before any model is loaded.
+    """Create the region proposer of --proposals and --pieces, reporting errors before any model is loaded.
 
     Raises:
-        ModelError, MissingExtraError: no such proposer, or it cannot be loaded.
+        ModelError, MissingExtraError: If there is no such proposer, or it cannot be loaded.
     """
     from densevl.proposals import NAMES, load_proposer
     from densevl.proposals.pieces import PieceProposer
@@ -414,11 +417,11 @@ def finder(proposals: str | None, pieces: bool, device: str | None) -> Any:
 
 
 def exports(given: Mapping[str, Any], names: Sequence[str]) -> list[Gathered]:
-    """The data sets that a command was asked for by --as, --stuff and --overwrite.
+    """Create the exports of --as, --stuff and --overwrite.
 
     Raises:
-        OptionError: no such format.
-        DensevlError: a label of --stuff that is none.
+        OptionError: If there is no such format.
+        DensevlError: If a name of --stuff is not a label.
     """
     if given["forms"] is None:
         return []
@@ -430,6 +433,6 @@ def exports(given: Mapping[str, Any], names: Sequence[str]) -> list[Gathered]:
 
 
 def say_left_out(found: Found) -> None:
-    """Name what stands in the folders and is not taken for an image."""
+    """Report the files in the folders that are not images."""
     if found.told:
         stderr().print(escape(f"left out of the folders: {found.told}"), style="dim")

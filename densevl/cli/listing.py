@@ -1,4 +1,4 @@
-"""What there is: `densevl recipes`, `densevl doctor`."""
+"""`densevl recipes` and `densevl doctor`: what is available."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GIVEN = {
     "text": ": passed on by itself; encode_dense(hints=Hints(text=...))",
     "boxes": ": encode_dense(hints=Hints(boxes=...))",
 }
-"""How each hint is given, by command line and in Python."""
+"""How each hint is given, on the command line and in Python."""
 
 
 @recipes_app.callback()
@@ -41,7 +41,7 @@ def recipes(context: typer.Context, as_json: AsJson = False) -> None:
 
     if as_json:
         for name in names():
-            print_json(_told(get(name)))
+            print_json(_facts(get(name)))
         return
     table = Table(box=None, pad_edge=False)
     for column in ("recipe", "venue", "VOC20", "needs", "what it changes"):
@@ -55,13 +55,13 @@ def recipes(context: typer.Context, as_json: AsJson = False) -> None:
         table.add_row(name, *map(escape, row))
     console = stdout()
     if not console.is_terminal:
-        console.width = PIPED_WIDTH  # one line a recipe, for grep
+        console.width = PIPED_WIDTH  # one line per recipe, for grep
     console.print(table)
     console.print("VOC20: published mIoU; in brackets: can use. All of one: densevl recipes show NAME")
 
 
 def _venue(venue: str) -> str:
-    """Where a method appeared, abbreviated."""
+    """Return the venue of a method, abbreviated."""
     for long, brief in VENUES:
         venue = venue.replace(long, brief)
     return venue
@@ -76,7 +76,7 @@ def show(name: str, as_json: AsJson = False) -> None:
 
     recipe = get(name)
     if as_json:
-        return print_json(_told(recipe))
+        return print_json(_facts(recipe))
     console = stdout()
     console.print(f"[bold]{recipe.name}[/]: {escape(recipe.explain())}")
     if recipe.note:
@@ -93,13 +93,13 @@ def show(name: str, as_json: AsJson = False) -> None:
     for slot, value in recipe.published.items():
         console.print(f"with --compat, as published: {escape(f'{slot}={value!r}')}")
     for benchmark, changes in recipe.settings.items():
-        told = ", ".join(f"{slot}={value!r}" for slot, value in changes.items() if slot != "published")
-        console.print(f"on {benchmark}, get({recipe.name!r}, benchmark={benchmark!r}): {escape(told)}")
+        values = ", ".join(f"{slot}={value!r}" for slot, value in changes.items() if slot != "published")
+        console.print(f"on {benchmark}, get({recipe.name!r}, benchmark={benchmark!r}): {escape(values)}")
     console.print(escape(repr(recipe)), style="dim")
 
 
-def _told(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as JSON."""
+def _facts(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as JSON."""
     from densevl.recipes.hints import OPTIONAL
 
     return {

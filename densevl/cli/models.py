@@ -1,4 +1,4 @@
-"""`densevl models`: list them, say what one is, get one, check one, convert one."""
+"""`densevl models`: list, describe, download, check and convert models."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ models_app = typer.Typer(
 )
 GUESSED = 1
 WAYS = {"name": "the names of what it was trained on", "table": "listed by hand", "kind": "kinds of which it knows"}
-FAMILIES = 8  # reasons that are printed, those of most words
-SPELLED = 20  # words of a group that are printed
+FAMILIES = 8  # reasons printed, those with most words
+SPELLED = 20  # words of a group printed
 
 Name = Annotated[str, typer.Argument(help="A model's name, folder or weights file.", show_default=False)]
 Weights = Annotated[
@@ -78,7 +78,7 @@ def list_models(
         table.add_row(row.name, row.activation, str(row.size), "[green]yes[/]" if row.ready else "no", escape(row.hub))
     console = stdout()
     if not console.is_terminal:
-        console.width = 300  # one line a model, for grep
+        console.width = 300  # one line per model, for grep
     console.print(table)
 
 
@@ -100,21 +100,21 @@ def show_model(
     if as_json:
         return print_json(facts)
     console = stdout()
-    said = ("knows", "half_knows", "does_not_know", "reads_as")
+    listed_apart = ("knows", "half_knows", "does_not_know", "reads_as")
     table = Table(box=None, pad_edge=False, show_header=False)
     for key, value in facts.items():
-        if key not in said and value not in ("", None):
+        if key not in listed_apart and value not in ("", None):
             table.add_row(key.replace("_", " "), escape(_words(value)))
     console.print(table)
     for way, words in facts.get("knows", {}).items():
         console.print(f"\nKnows {len(words):,} words, {WAYS[way]}: {escape(_some(words))}")
-    for key in said[1:3]:
+    for key in listed_apart[1:3]:
         groups = facts.get(key, [])
         for group in groups[:FAMILIES]:
             console.print(escape(f"\n{key.replace('_', ' ').capitalize()} {_some(group['words'])}: {group['why']}."))
         if rest := [word for group in groups[FAMILIES:] for word in group["words"]]:
-            said_of = key.replace("_", " ").capitalize()
-            console.print(escape(f"\n{said_of} {len(rest):,} others, for reasons that --json gives: {_some(rest)}"))
+            verb = key.replace("_", " ").capitalize()
+            console.print(escape(f"\n{verb} {len(rest):,} others, for reasons that --json gives: {_some(rest)}"))
     if kinds := facts.get("reads_as"):
         some = [f"{kind} ({len(words):,})" for kind, words in kinds.items()]
         count = sum(map(len, kinds.values()))
@@ -156,7 +156,7 @@ def get_model(
 
 
 def _repository(path: Path) -> str:
-    """The repository of a folder of the hub cache: models--ORG--REPO/snapshots/COMMIT."""
+    """Return the repository of a folder in the hub cache: models--ORG--REPO/snapshots/COMMIT."""
     return path.parents[1].name.removeprefix("models--").replace("--", "/", 1)
 
 
@@ -244,7 +244,7 @@ def _loaded(name: str, weights: Path | None, **more: Any) -> Any:
 
 
 def _some(words: Sequence[str]) -> str:
-    """Words with commas between, the first of many."""
+    """Join words by commas, only the first if there are many."""
     more = f" and {len(words) - SPELLED:,} more (--json)" if len(words) > SPELLED else ""
     return ", ".join(words[:SPELLED]) + more
 

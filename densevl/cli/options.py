@@ -1,7 +1,7 @@
-"""Each option that several commands share, once: its name, its type and its help; and what the shell completes.
+"""The options that several commands share: name, type, help and shell completion, each defined once.
 
-Nothing here imports torch, so `--help` and the Tab key answer at once. Default values are the constants in capitals;
-an option that is left out is None where there is none.
+Nothing here imports torch, so `--help` and the Tab key respond at once. Defaults are the constants in capitals; an
+option without one is None if it is left out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from densevl.files import shown
 MODEL, PRECISION, BACKGROUND, PROPOSALS, OUT = "auto", "float32", "auto", "mini-sam", "densevl-out"
 SHARD = 64
 ELSEWHERE = "hf-hub:"
-"""Before names of files that are on the hub."""
+"""Prefix of files on the hub."""
 BANK_SHARE, NEIGHBOURS = 0.5, 20
 CELL, SCALES = "patch", "1"
 CLIP_SHARES = ("fc-clip", "odise")
@@ -72,31 +72,31 @@ SCORINGS = ("winclip", "dense", "streams", "dino", "patchcore", "adaptclip")
 
 
 def recipe_names() -> Iterable[str]:
-    """Names of all recipes."""
+    """Return the names of all recipes."""
     from densevl.recipes import names
 
     return names()
 
 
 def template_names() -> Iterable[str]:
-    """Names of all template sets."""
+    """Return the names of all template sets."""
     from densevl.vocabulary.templates import NAMES
 
     return NAMES
 
 
 def proposer_names() -> Iterable[str]:
-    """Names of all mask proposers."""
+    """Return the names of all mask proposers."""
     from densevl.proposals import NAMES
 
     return NAMES
 
 
 def choose(values: Iterable[str] | Callable[[], Iterable[str]], between: str = "") -> Callable[[str], list[str]]:
-    """What the Tab key offers for an option.
+    """Return a function that completes an option's values for the Tab key.
 
     Args:
-        values: the choices. between: what stands between several of them, such as "," for "pamr,vote".
+        values: the choices. between: separator of several choices, such as "," for "pamr,vote".
     """
 
     def offered(incomplete: str) -> list[str]:
@@ -108,25 +108,25 @@ def choose(values: Iterable[str] | Callable[[], Iterable[str]], between: str = "
 
 
 def listed(text: str | None) -> tuple[str, ...]:
-    """Names with commas between; none where the option is left out.
+    """Split names at commas; none if the option is left out.
 
     Raises:
-        OptionError: a text without a name.
+        OptionError: If a text contains no name.
     """
     found = tuple(name.strip() for name in (text or "").split(",") if name.strip())
     if text is not None and not found:
-        raise OptionError(f"{text!r} names nothing; give names with commas between, or leave the option out")
+        raise OptionError(f"{text!r} names nothing; give names separated by commas, or leave the option out")
     return found
 
 
 def numbers(text: str | None, kind: Callable[[str], Any], what: str) -> tuple[Any, ...] | None:
-    """Numbers with commas between; None where the option is left out.
+    """Parse numbers separated by commas; None if the option is left out.
 
     Args:
         kind: int or float. what: the option and an example, for the message.
 
     Raises:
-        OptionError: something else.
+        OptionError: If it is something else.
     """
     try:
         return None if text is None else tuple(kind(part) for part in text.split(","))
@@ -144,12 +144,12 @@ def option(
     there: bool = False,
     **more: Any,
 ) -> Any:
-    """An option of typer with one panel and one way to complete.
+    """Create an option of typer with a panel and completion.
 
     Args:
-        help: a full sentence or two. names: the flags, where they are not the parameter's own name.
-        panel: the heading it stands under in `--help`. values, between: see `choose`. only: it has no other values.
-        there: it is a file or folder, which must be there. Both are checked before anything is loaded.
+        help: one or two full sentences. names: the flags, if they differ from the parameter's name.
+        panel: its heading in `--help`. values, between: see `choose`. only: no other values are allowed.
+        there: it is a file or folder that must exist. Both are checked before anything is loaded.
     """
     complete = choose(values, between) if values else None
     more = {"callback": _checked(tuple(values) if only else None, between, there), **more}
@@ -157,7 +157,7 @@ def option(
 
 
 def _given(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
-    """An empty text, as a script leaves it by an empty variable, and NaN are no values of any option."""
+    """Refuse an empty string, which scripts with empty variables pass, and NaN."""
     source = str(context.get_parameter_source(str(parameter.name)))
     if "DEFAULT_MAP" in source:
         from_config(str(parameter.name))
@@ -170,7 +170,7 @@ def _given(context: typer.Context, parameter: typer.CallbackParam, value: Any) -
 
 
 def _checked(only: tuple[str, ...] | None, between: str, there: bool) -> Callable[..., Any]:
-    """A callback that refuses what an option cannot be; see `option`."""
+    """Return a callback that refuses impossible values; see `option`."""
     if only is None and not there:
         return _given
 
@@ -191,7 +191,7 @@ def _checked(only: tuple[str, ...] | None, between: str, there: bool) -> Callabl
 
 
 def model_folder(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
-    """The folder to write a model to: not empty, which as a path is the current one, and no name of a file."""
+    """Check the folder to write a model to: not empty (as a path, the current folder), and not the name of a file."""
     _given(context, parameter, value)
     if value is not None and (Path(value).suffix in WEIGHTS or Path(value).is_file()):
         raise typer.BadParameter(f"{value!r} is the name of a file; name a folder")
@@ -199,7 +199,7 @@ def model_folder(context: typer.Context, parameter: typer.CallbackParam, value: 
 
 
 def _read_so(context: typer.Context, bits: int | None) -> int | None:
-    """Read all images of the command so."""
+    """Read all images of the command with this bit depth."""
     if bits is not None:
         from densevl.images import bit_depth
 
@@ -208,7 +208,7 @@ def _read_so(context: typer.Context, bits: int | None) -> int | None:
 
 
 def _up_to(context: typer.Context, megapixels: int | None) -> int | None:
-    """Read images of so many megapixels in all of the command."""
+    """Set the pixel limit for all images of the command."""
     if megapixels is not None:
         from densevl.images import pixel_limit
 
@@ -304,14 +304,14 @@ Std = Annotated[
     option("Set the standard deviation of the model's pixels, 0 to 1, in the same form.", panel=MODELLING),
 ]
 RUN = ("out", "sheet", "as_json", "quiet", "overwrite", "strict", "bits", "ray", "workers", "shard")
-KNOWS = "knows its classes and how it reads images"
+KNOWS = "has its own classes and settings for images"
 WITH_HEAD = ("images", "head", "model", "weights", "device", "precision", "activation", "mean", "std", *RUN)
-"""Parameters that say how a run goes, and those that go with --head."""
+"""Parameters that control how a command runs, and those allowed with --head."""
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def loads(command: _Command) -> _Command:
-    """Give a command that loads models the options that say what weights do not: --activation, --mean, --std."""
+    """Add --activation, --mean and --std to a command that loads models, for weights that do not specify them."""
 
     @functools.wraps(command)
     def wrapped(
@@ -336,19 +336,19 @@ def loads(command: _Command) -> _Command:
 
 
 def alone(flag: str, why: str, given: Mapping[str, Any], command: Callable[..., Any], allowed: Collection[str]) -> None:
-    """Refuse options beside one that decides what they say.
+    """Refuse options that another option already determines.
 
     Args:
-        flag: that one. why: what it knows. given: the parameters of `command` as it was called. allowed: those that go
-            with it.
+        flag: that other option. why: what it determines. given: the parameters of `command` as it was called. allowed:
+            options that may be combined with it.
 
     Raises:
-        OptionError: another one has a value.
+        OptionError: If an option that is not allowed has a value.
     """
     for name, parameter in inspect.signature(command).parameters.items():
         if name not in allowed and given.get(name, parameter.default) != parameter.default:
-            [told] = parameter.annotation.__metadata__[:1]
-            raise OptionError(f"{flag} {why}: leave {[*(told.param_decls or ()), _flag(name)][0]} out{where(name)}")
+            [spec] = parameter.annotation.__metadata__[:1]
+            raise OptionError(f"{flag} {why}: leave {[*(spec.param_decls or ()), _flag(name)][0]} out{where(name)}")
 
 
 def _flag(name: str) -> str:
@@ -356,12 +356,12 @@ def _flag(name: str) -> str:
 
 
 def colour(text: str | None, flag: str) -> list[float] | None:
-    """One number, or three with commas between, for red, green and blue; None where the option is left out.
+    """Parse one number, or three separated by commas, for red, green and blue; None if the option is left out.
 
     Raises:
-        OptionError: something else.
+        OptionError: If it is something else.
     """
-    found = numbers(text, float, f"one number for {flag}, or three with commas between")
+    found = numbers(text, float, f"one number for {flag}, or three separated by commas")
     return None if found is None else list(found) * (3 if len(found) == 1 else 1)
 
 

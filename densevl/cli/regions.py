@@ -127,16 +127,14 @@ def regions(
     if named is None and forms:
         raise DensevlError("--as needs the classes that its files list: give --labels")
     if decoder is not None and (named is None or point or box):
-        raise DensevlError("--decoder names its masks by --labels, and not what is at a --point or in a --box")
+        raise DensevlError("--decoder names its own masks by --labels: give --labels, and leave --point and --box out")
     taken = {"--proposals": proposals, "--sam-checkpoint": sam_checkpoint, "--tile": tile, "--pieces": pieces}
     if decoder is not None and (odd := next((name for name, value in taken.items() if value), None)):
-        raise DensevlError(
-            f"--decoder brings its own regions, and {odd} finds or changes others: leave one of them out"
-        )
+        raise DensevlError(f"--decoder has its own regions, but {odd} finds or changes others: leave one of them out")
     if decoder is None and clip_share != options.CLIP_SHARES[0]:
-        raise DensevlError("--clip-share weighs CLIP with the scores of a --decoder: give that too")
+        raise DensevlError("--clip-share is used only with --decoder: give --decoder too")
     if sam_checkpoint is not None and proposals not in (None, "sam"):
-        raise DensevlError(f"--sam-checkpoint is of --proposals sam, not of {proposals}: leave one of them out")
+        raise DensevlError(f"--sam-checkpoint is for --proposals sam, not for {proposals}: leave one of them out")
     points = tuple(_numbers(text, 2, "point", "x,y") for text in point or [])
     boxes = tuple(_numbers(text, 4, "box", "x0,y0,x1,y1") for text in box or [])
     found = looked_up(given)
@@ -153,8 +151,8 @@ def regions(
 
     def described(name: str, result: RegionResult) -> str:
         if prompts:
-            told = zip(prompts, result.found, result.confidence, strict=True)
-            return "\n".join(f"{name} {place}: {escape(label)} [dim]{score:.2f}[/]" for place, label, score in told)
+            named = zip(prompts, result.found, result.confidence, strict=True)
+            return "\n".join(f"{name} {place}: {escape(label)} [dim]{score:.2f}[/]" for place, label, score in named)
         return _counted(name, result)
 
     run_images(
@@ -176,7 +174,7 @@ def _counted(name: str, result: RegionResult) -> str:
 
 
 def _by_example(given: dict[str, Any], head: Path) -> None:
-    """Name regions by what `densevl fewshot fit --level region` saved."""
+    """Name regions with a head that `densevl fewshot fit --level region` saved."""
     finding = ("proposals", "sam_checkpoint", "tile", "pieces")
     allowed = (*options.WITH_HEAD, *finding, "forms", "stuff")
     options.alone("--head", options.KNOWS, given, regions, allowed)
@@ -203,5 +201,5 @@ def _numbers(text: str, count: int, what: str, form: str) -> tuple[float, ...]:
     except ValueError:
         numbers = []
     if len(numbers) != count:
-        raise DensevlError(f"--{what} {text!r} is not {form}: {count} numbers in pixels with commas between")
+        raise DensevlError(f"--{what} {text!r} is not {form}: {count} numbers in pixels separated by commas")
     return tuple(numbers)

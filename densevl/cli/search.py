@@ -71,9 +71,9 @@ def search(
 ) -> None:
     """Find objects in a folder of photos: which photos show them, and where. Photos are indexed once."""
     if bool(words) == bool(like):
-        raise DensevlError('say what to find: --for "a dog", or --like IMAGE, one of the two')
+        raise DensevlError('say what to find: give either --for "a dog" or --like IMAGE')
     if like and against:
-        raise DensevlError("--against goes with words: use --for")
+        raise DensevlError("--against works with words only: use --for")
     if not folder.is_dir():
         raise DensevlError(f"{folder} is not a folder of photos")
 
@@ -89,14 +89,14 @@ def search(
     find = finder(proposals, pieces, device)
     with stderr().status("loading the model"):
         backbone = load_backbone(model, weights, device=device, precision=precision)
-        usual = default_operators(backbone)  # an index holds one vector a region
+        usual = default_operators(backbone)  # an index holds one vector per region
         chosen = operator or ("cls_mask" if "cls_mask" in usual else "pool")
         classifier = RegionClassifier(backbone, chosen, recipe=recipe, proposals=find)
     name = f"{folder.resolve().name or 'photos'}-{proposals}{'-pieces' * pieces}-index.npz"
     kept, picture = index or Path(out) / name, Path(out) / "search.png"
     beyond = None if folder.resolve() == Path(out).resolve() else out
     photos = find_images(folder, skip=beyond)
-    guard([kept], inputs=photos.paths, overwrite=True)  # an index says itself whose it is
+    guard([kept], inputs=photos.paths, overwrite=True)  # an index records who wrote it
     if sheet:
         guard([picture, picture.with_suffix(".json")], inputs=photos.paths, overwrite=overwrite)
     found = RegionSearch(classifier, kept, overwrite=overwrite)
@@ -115,7 +115,7 @@ def search(
     for warning in () if quiet or as_json else warned:
         stderr().print(f"[yellow]warning:[/] {escape(warning)}")
     hits = found.find(query, top, each=each, **({} if like else {"against": others}))
-    floor = least if least is not None else -1.0 if like else 0.0  # by words, 0 is as like as the words against
+    floor = least if least is not None else -1.0 if like else 0.0  # by words, 0 means as similar as the words to avoid
     hits = [hit for hit in hits if hit.score >= floor]
     rows = [{"image": hit.path, "score": hit.score, "box": list(hit.box)} for hit in hits]
     for row in rows if as_json else ():
@@ -127,9 +127,9 @@ def search(
             box = ",".join(f"{side:.0f}" for side in hit.box)
             stdout().print(f"{hit.score:6.3f}  {escape(hit.path)}:{box}")
     if sheet and hits:
-        told = {"densevl": __version__, "query": like or words, "found": rows, "warnings": list(warned)}
+        facts = {"densevl": __version__, "query": like or words, "found": rows, "warnings": list(warned)}
         drawn = encode_png(hit_sheet(hits, words or "like the example"))
-        atomic_write_all({picture: drawn, picture.with_suffix(".json"): json_text(told, indent=1).encode()})
+        atomic_write_all({picture: drawn, picture.with_suffix(".json"): json_text(facts, indent=1).encode()})
         if not as_json:
             stdout().print(f"sheet in {escape(str(picture))}")
     if built.failed:
@@ -137,7 +137,7 @@ def search(
 
 
 def _example(classifier: RegionClassifier, text: str) -> Any:
-    """An image, or the part of it that a box behind a colon names."""
+    """Embed an image, or the part of it in the box after a colon."""
     from densevl.images import read_image
 
     example = example_of(text)

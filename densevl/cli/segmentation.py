@@ -90,11 +90,11 @@ def segment(
         raise OptionError(f"--range {value_range}: give the values that become black and white, such as 0,3000")
     if not geotiff and is_huge(images):
         geotiff = True
-        stderr().print("a huge image: it is segmented block by block, to GeoTIFF (--geotiff)", style="dim")
+        stderr().print("this image is huge: it is segmented block by block, to GeoTIFF (--geotiff)", style="dim")
     if not geotiff and (polygons or bands or value_range):
-        raise OptionError("--polygons, --bands and --range go with --geotiff; give it too")
+        raise OptionError("--polygons, --bands and --range need --geotiff; give it too")
     if geotiff and (forms or bits):
-        raise OptionError("--as and --bits are for images that are read at once; block by block: --polygons, --range")
+        raise OptionError("--as and --bits are for images read at once; block by block use --polygons and --range")
 
     found = looked_up(given)
     from densevl.pipelines.folder import gathered
@@ -119,7 +119,7 @@ def segment(
 
 
 def _by_example(given: dict[str, Any], head: Path) -> None:
-    """Segment by what `densevl fewshot fit --level pixel` saved."""
+    """Segment with a head that `densevl fewshot fit --level pixel` saved."""
     allowed = (*options.WITH_HEAD, "refine", "forms", "stuff")
     options.alone("--head", options.KNOWS, given, segment, allowed)
     found = looked_up(given)
@@ -137,7 +137,7 @@ def _by_example(given: dict[str, Any], head: Path) -> None:
 
 
 def is_huge(images: list[str]) -> bool:
-    """Whether one image is given, and it is larger than is read at once."""
+    """Return whether the only image is too large to be read at once."""
     from densevl.images import header
     from densevl.images.limit import most_pixels
 
@@ -145,7 +145,7 @@ def is_huge(images: list[str]) -> bool:
         return False
     try:
         height, width = header(images[0], max_pixels=2**62).size
-    except (DensevlError, OSError, ValueError):  # what is wrong with it is said where it is read
+    except (DensevlError, OSError, ValueError):  # the error is reported when it is read
         return False
     return height * width > most_pixels()
 

@@ -1,7 +1,7 @@
-"""What all commands share: consoles, names and errors on one line, exit codes.
+"""Shared by all commands: consoles, names and errors on one line, and exit codes.
 
-Exit codes: 0 all done; 1 a check found something bad; 2 one clear line said why not; 3 some images failed, not all; 4
-results cannot be written there; 130 stopped by Ctrl-C; 141 whoever read the output has closed it.
+Exit codes: 0 all done; 1 a check failed; 2 one clear line says what is wrong; 3 some images failed, not all; 4 results
+cannot be written there; 130 stopped by Ctrl-C; 141 the reader of the output has closed it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from densevl.errors import DensevlError, OutputError
 from densevl.files import REFUSED, json_text, shown
 
 FAILED, PARTLY, UNWRITTEN, STOPPED, UNREAD = 2, 3, 4, 130, 141
-# Typer's parser raises it: click's UsageError, of whichever copy of click Typer uses.
+# Typer's parser raises this: click's UsageError, from whichever copy of click Typer uses.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 _OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
@@ -41,22 +41,22 @@ class _Console(Console):
 
 
 def unprinted(error: OSError) -> int:
-    """The exit code where standard output cannot be written, which is said; nothing more is written to it."""
-    with contextlib.suppress(OSError, ValueError):  # what is still held would raise again at the end
+    """Report that standard output cannot be written, and return the exit code. Later output is discarded."""
+    with contextlib.suppress(OSError, ValueError):  # buffered output would raise again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):
-        return UNREAD  # as the shell says of SIGPIPE
+        return UNREAD  # as the shell reports SIGPIPE
     fail(f"cannot write to standard output: {error.strerror}")
     return UNWRITTEN
 
 
 def stdout() -> Console:
-    """Standard output."""
+    """Return a console for standard output."""
     return _Console(highlight=False, soft_wrap=True)
 
 
 def stderr() -> Console:
-    """Standard error."""
+    """Return a console for standard error."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -66,13 +66,13 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def fail(error: Exception | str) -> None:
-    """Print an error on one line, what a terminal would obey as text."""
-    said = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in " ".join(str(error).split()))
-    stderr().print(f"[red]error:[/] {escape(said)}")
+    """Print an error on one line, with control characters escaped."""
+    text = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in " ".join(str(error).split()))
+    stderr().print(f"[red]error:[/] {escape(text)}")
 
 
 class _Notes(logging.Handler):
-    """Prints what is told, unless --quiet is given."""
+    """Prints log messages, unless --quiet is given."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if not _quiet.get():
@@ -80,7 +80,7 @@ class _Notes(logging.Handler):
 
 
 def tell_notes() -> None:
-    """Print on standard error what large models will take, and, on a terminal, what would be better than "auto"."""
+    """Print on standard error how much memory large models need and, in a terminal, what would be better than auto."""
     for name in ("densevl.memory", *(["densevl.offer"] if sys.stderr.isatty() else [])):
         logger = logging.getLogger(name)
         if not logger.handlers:
@@ -116,10 +116,10 @@ def where(*options: str) -> str:
 
 
 class OneLineGroup(TyperGroup):
-    """Commands whose misuse (an unknown option, no number where one is due) is one line too, not a box of them.
+    """A group of commands whose usage errors (an unknown option, a wrong type) are one line instead of a box.
 
-    The two options that typer adds for completion are told of below the commands, not among their options. Brackets in
-    help texts are text: typer takes them for markup.
+    Typer's two completion options are described below the commands, not listed among their options. Brackets in help
+    texts are kept as text; typer would read them as markup.
     """
 
     def __init__(self, *args: Any, **extra: Any) -> None:
@@ -160,7 +160,7 @@ class OneLineGroup(TyperGroup):
                 message = error.format_message().rstrip(".")
                 name = getattr(getattr(error, "param", None), "name", None)
                 if name and error.ctx and "DEFAULT_MAP" in str(error.ctx.get_parameter_source(name)):
-                    message += " (it stands in the file of --config)"
+                    message += " (from the file of --config)"
                 fail(DensevlError(f"{message}; see {where} --help"))
             sys.exit(FAILED)
 
@@ -176,23 +176,23 @@ def _as_text(command: Any) -> None:
 
 
 def require_name(out: Path) -> None:
-    """Refuse an --out that names no file, before anything is loaded.
+    """Refuse an --out that is not a file name, before anything is loaded.
 
     Raises:
-        OutputError: it is empty, or a folder such as "." or "/".
+        OutputError: If it is empty, or a folder such as "." or "/".
     """
     if not out.name or out.name == "..":
-        raise OutputError(f"--out {shown(out)} names no file; give a name, such as --out {Path(out, 'head')}")
+        raise OutputError(f"--out {shown(out)} is not a file name; give one, such as --out {Path(out, 'head')}")
 
 
 def file_name(path: str | Path) -> str:
-    """A file name that stays on one line, ready for rich."""
+    """Return a file name on one line, escaped for rich."""
     member = str(path).partition("::")[0] if str(path).startswith("tar://") else path
     return escape(" ".join(Path(member).name.split()))
 
 
 def one_line_errors(command: _Command) -> _Command:
-    """Turn a DensevlError into one line on stderr and exit code 2, or 4 where results cannot be written."""
+    """Turn a DensevlError into one line on stderr and exit code 2, or 4 if results cannot be written."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:

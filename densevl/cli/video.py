@@ -86,7 +86,7 @@ def video(
     chosen = settings(given) | {"proposals": proposals, "refine": refine, "upsampler": upsampler}
     camera = int(videos[0]) if len(videos) == 1 and videos[0].isdecimal() and not os.path.exists(videos[0]) else None
     if seconds is not None and camera is None:
-        raise OptionError("--seconds goes with a camera, such as `densevl video 0`; videos are done to their end")
+        raise OptionError("--seconds is for cameras, such as `densevl video 0`; videos are processed to their end")
 
     from densevl.pipelines.video.reading import find_videos
 

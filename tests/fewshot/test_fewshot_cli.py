@@ -88,7 +88,7 @@ def test_what_was_learned_from_folders_names_others(folder, tmp_path) -> None:
 @pytest.mark.parametrize("command", ["fit", "memory"])
 def test_a_result_without_a_name_is_refused_before_anything_is_read(command, out) -> None:
     code, _, told = call("fewshot", command, "nowhere", "--out", out)
-    assert (code, "names no file" in told) == (4, True)
+    assert (code, "is not a file name" in told) == (4, True)
 
 
 @pytest.mark.parametrize(

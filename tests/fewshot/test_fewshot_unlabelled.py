@@ -114,5 +114,5 @@ def test_captions_for_another_head_are_refused(tiny, files) -> None:
 
 def test_a_model_without_words_cannot_name_them(tiny) -> None:
     made = FewShot("photo", "exemplars")
-    with pytest.raises(ModelError, match="no words"):
+    with pytest.raises(ModelError, match="cannot name images by words"):
         made.fit_unlabelled(PHOTOS, NAMES)

@@ -66,12 +66,12 @@ def test_a_decoder_s_masks_are_named_by_both(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--decoder x.npz --proposals grid", "--decoder brings its own regions, and --proposals"),
+        ("--decoder x.npz --proposals grid", "--decoder has its own regions, but --proposals"),
         ("--decoder x.npz --sam-checkpoint x.pth", "--sam-checkpoint"),
         ("--decoder x.npz --pieces", "--pieces"),
         ("--decoder x.npz --tile 64", "--tile"),
-        ("--clip-share odise", "--clip-share weighs CLIP"),
-        ("--proposals grid --sam-checkpoint x.pth", "--sam-checkpoint is of --proposals sam"),
+        ("--clip-share odise", "--clip-share is used only with --decoder"),
+        ("--proposals grid --sam-checkpoint x.pth", "--sam-checkpoint is for --proposals sam"),
     ],
 )
 def test_an_option_that_another_leaves_without_effect_is_refused(options, said, tmp_path, monkeypatch) -> None:
@@ -203,12 +203,12 @@ def test_strict_ends_a_search_and_results_are_no_photos(folder, tmp_path, monkey
     ("options", "reason"),
     [
         ([], "say what to find"),
-        (["--for", "cat", "--like", "x.png"], "one of the two"),
-        (["--like", "x.png", "--against", "dog"], "goes with words"),
+        (["--for", "cat", "--like", "x.png"], "give either"),
+        (["--like", "x.png", "--against", "dog"], "works with words"),
         (["--for", "cat", "--proposals", "slic"], "no proposer 'slic'"),
         (["--for", "cat", "--operator", "pool+crop", "--model", "mini"], "one vector per region"),
         (["--like", "missing.png:1,2,3,4", "--model", "mini", "--proposals", "grid"], "missing.png"),
-        (["--like", f"{WATER}:1,2,.,4", "--model", "mini", "--proposals", "grid"], "a box is x0,y0,x1,y1"),
+        (["--like", f"{WATER}:1,2,.,4", "--model", "mini", "--proposals", "grid"], "a box must be x0,y0,x1,y1"),
     ],
 )
 def test_a_search_that_cannot_be_is_one_line(options, reason, folder, tmp_path) -> None:

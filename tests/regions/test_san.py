@@ -147,7 +147,7 @@ def test_the_command_names_as_the_function_does(file, tmp_path) -> None:
     assert got["regions"] == want["regions"]
     assert got["meta"]["image"] == str(photo)
     assert run("--operator", "crop").exit_code == run("--clip-share", "odise").exit_code == 2
-    assert "brings its own regions" in run("--proposals", "grid").output
+    assert "has its own regions" in run("--proposals", "grid").output
 
 
 def test_another_file_is_one_clear_line(tmp_path, backbone) -> None:

@@ -20,7 +20,7 @@ USES = ("segment", "regions", "classify")
 SETTINGS = ("recipe", "operator", "background", "templates", "plan", "precision", "guided", "presence")
 TUNED = f"{options.OUT}/tuned"
 LEAST_WIDTH, PIPED_WIDTH = 76, 300
-SHOWN = 5  # finalists of a table that were not taken
+SHOWN = 5  # rejected finalists shown in the table
 
 
 @one_line_errors
