@@ -1,4 +1,4 @@
-"""Pictures of label maps: the palette, the coloured photo with names and legend, and sheets of several pictures."""
+"""Draw label maps: the palette, the coloured photo with names and legend, and sheets of several pictures."""
 
 from densevl.drawing.captions import Captions
 from densevl.drawing.colours import palette

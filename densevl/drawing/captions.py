@@ -1,4 +1,4 @@
-"""Names of classes on a picture: where they fit into the largest part of their class."""
+"""Place the names of classes on a picture, in the largest part of each class."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from PIL import Image, ImageDraw, ImageFont
 from densevl.drawing.colours import Colour, UInt8Array
 from densevl.drawing.text import Line, line, text_size
 
-LOOKED_AT = 256  # pixels a side, of larger label maps every second, third, ... is looked at
+LOOKED_AT = 256  # pixels per side; larger label maps are subsampled to about this
 SIZES = (1.0, 0.75)
-"""Of the text of the legend; the larger one is tried first."""
+"""Relative to the legend's text. The larger one is tried first."""
 SMALLEST = 11
 FILL: Colour = (255, 255, 255)
 EDGE: Colour = (16, 18, 20)
-"""White letters with a dark edge stand out from every colour."""
+"""White letters with a dark edge are visible on every colour."""
 
 
 class Caption(NamedTuple):
-    """A name on a picture. Attributes: y, x: its middle, in pixels; edge: the width of the line around its letters."""
+    """A name on a picture. Attributes: y, x: its centre in pixels; edge: width of the outline of its letters."""
 
     text: Line
     y: int
@@ -31,19 +31,19 @@ class Caption(NamedTuple):
 
 
 class Captions:
-    """Finds places for names; one that is used for the frames of a video keeps a place while the name fits there."""
+    """Finds places for names. If used for the frames of a video, a name keeps its place while it fits there."""
 
     def __init__(self) -> None:
         self._before: dict[int, tuple[int, int]] = {}
 
     def __call__(self, labels: npt.NDArray[np.int16], names: Sequence[str]) -> list[Caption]:
-        """Place a name in the largest connected part of its class, as far from the part's edge as it fits.
+        """Place each name in the largest connected part of its class, as far from the edge as possible.
 
         Args:
-            labels: int16 (H, W), index into names, -1 where nothing.
+            labels: int16 (H, W), index into names, -1 for nothing.
 
         Returns:
-            The names that fit, in order of their classes.
+            The names that fit, in the order of their classes.
         """
         height, width = labels.shape
         step = max(1, round((height * width) ** 0.5 / LOOKED_AT))
@@ -78,21 +78,21 @@ def draw_captions(picture: UInt8Array, captions: Sequence[Caption]) -> UInt8Arra
 
 
 def _texts(name: str, size: int) -> list[tuple[Line, int, int, int]]:
-    """A name in each size, with its height and width in pixels, air around it, and the width of its edge."""
+    """Return a name in each size, with its height and width in pixels, including padding, and its outline's width."""
     found = []
     for own in dict.fromkeys(max(SMALLEST, round(size * share)) for share in SIZES):
         text, edge = line(name, own), max(1, round(own / 9))
         if not text.text or not isinstance(text.font, ImageFont.FreeTypeFont):
             continue
         left, top, right, bottom = text.font.getbbox(text.text, anchor="mm", stroke_width=edge)
-        air = round(own / 3)  # as letters are not all centred, the box is the one around their middle
+        air = round(own / 3)  # letters may be off-centre, so the box is around the centre of the text
         high, wide = 2 * max(-top, bottom) + air, 2 * max(-left, right) + air
         found.append((text, round(high), round(wide), edge))
     return found
 
 
 class _Part:
-    """The largest connected part of a mask of which every `step`-th pixel is there."""
+    """The largest connected part of a mask that contains every `step`-th pixel."""
 
     def __init__(self, mask: npt.NDArray[np.bool_], step: int) -> None:
         from scipy import ndimage  # slow to import
@@ -103,12 +103,12 @@ class _Part:
         largest = parts == sizes.argmax()
         self._box = ndimage.find_objects(largest.view(np.uint8))[0]
         self._step = step
-        inside = np.pad(largest[self._box], 1)  # the border of a picture is an edge, too
+        inside = np.pad(largest[self._box], 1)  # the border of a picture counts as an edge
         self._far = ndimage.distance_transform_edt(inside)[1:-1, 1:-1]
         self._sums = inside[:-1, :-1].cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
 
     def place(self, high: int, wide: int, before: tuple[int, int] | None) -> tuple[int, int] | None:
-        """The middle of a box of so many pixels that lies inside, farthest from the edge; `before` if it does there."""
+        """Return the centre of a box of this size inside the part, farthest from the edge, or `before` if it fits."""
         rows, cols = (-(-side // self._step) for side in (high, wide))
         sums = self._sums
         if rows >= sums.shape[0] or cols >= sums.shape[1]:
@@ -124,7 +124,7 @@ class _Part:
                 return before
         far = self._far[rows // 2 : rows // 2 + fits.shape[0], cols // 2 : cols // 2 + fits.shape[1]]
         far = np.where(fits, far, -1)
-        equal = np.argwhere(far == far.max())  # of a bar all along its middle
+        equal = np.argwhere(far == far.max())  # in a bar, all points along its middle
         y, x = equal[((equal - equal.mean(axis=0)) ** 2).sum(axis=1).argmin()]
         middle = (int(y) + down + rows // 2, int(x) + across + cols // 2)
         return middle[0] * self._step + self._step // 2, middle[1] * self._step + self._step // 2

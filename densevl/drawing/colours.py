@@ -15,7 +15,7 @@ PAPER: Colour = (255, 255, 255)
 INK: Colour = (33, 37, 41)
 FAINT: Colour = (125, 132, 140)
 
-# Distinct from each other and from common photo ground; neighbours in the list differ most.
+# Distinct from each other and from common backgrounds; neighbours in the list differ most.
 _FIRST_COLOURS = (
     (230, 57, 70),  # red
     (33, 131, 240),  # blue
@@ -34,13 +34,13 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def palette(count: int) -> UInt8Array:
-    """Return the colours of classes 0 to count - 1; a class keeps its colour whatever the count.
+    """Return the colours of classes 0 to count - 1. The colour of a class does not depend on the count.
 
-    The first twelve are hand-picked to stay apart over photos; later ones walk the hues by the golden ratio, with
-    saturation and brightness taking turns.
+    The first twelve are hand-picked to be distinct on photos. Later ones step through the hues by the golden ratio, and
+    alternate saturation and brightness.
 
     Args:
-        count: how many, 0 or more.
+        count: number of classes, 0 or more.
 
     Returns:
         uint8 RGB (count, 3).

@@ -1,4 +1,4 @@
-"""The coloured photo, with names and legend."""
+"""Draw label maps over photos, with names and a legend."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def draw_overlay(
     legend: bool = True,
     captions: bool | Captions = True,
 ) -> UInt8Array:
-    """Colour a photo by its labels, line the borders of classes, put names where they fit, and a legend below.
+    """Colour a photo by its labels, outline the classes, put names where they fit, and add a legend below.
 
     Args:
         image: uint8 RGB (H, W, 3).
-        labels: int16 (H, W), index into names, -1 where nothing; such pixels stay the plain photo.
+        labels: int16 (H, W), index into names, -1 for nothing; such pixels keep the photo.
         names: the display name of each class.
-        alpha: strength of the colours, 0-1. legend: whether it is put below.
-        captions: whether names stand on the picture; `Captions` for the frames of a video.
+        alpha: strength of the colours, 0-1. legend: whether to add it.
+        captions: whether to put names on the picture; pass `Captions` for the frames of a video.
 
     Returns:
         uint8 RGB (H + legend, W, 3); a photo too narrow for a legend is centred on white, so W may grow.
 
     Raises:
-        DensevlError: alpha is outside 0-1.
+        DensevlError: If alpha is outside 0-1.
     """
     if not 0 <= alpha <= 1:
         raise DensevlError(f"alpha is {alpha}: it must be 0 (plain photo) to 1 (plain colours)")
@@ -50,10 +50,10 @@ def draw_overlay(
 
 
 def draw_shares(image: UInt8Array, shares: Mapping[str, float]) -> UInt8Array:
-    """Put names and their shares (0-1) below a photo, each with the colour of its number.
+    """Put names and their shares (0-1) below a photo, each with the colour of its class index.
 
     Args:
-        image: uint8 RGB (H, W, 3). shares: the class numbers are by their order; the largest five are drawn.
+        image: uint8 RGB (H, W, 3). shares: by name, in the order of class indices. The largest five are drawn.
 
     Returns:
         uint8 RGB (H + legend, W, 3); a photo too narrow for a legend is centred on white, so W may grow.
@@ -66,10 +66,10 @@ def draw_shares(image: UInt8Array, shares: Mapping[str, float]) -> UInt8Array:
 
 
 def draw_key(names: Sequence[str], height: int, width: int) -> UInt8Array:
-    """The colours of classes, whether they are there or not: the same below every frame of a video.
+    """Draw the colours of all classes, present or not, so that the key is the same below every frame of a video.
 
     Args:
-        height, width: of the picture that it is for.
+        height, width: size of the picture it is drawn for.
 
     Returns:
         uint8 RGB (h, W, 3), at least as wide as the picture.
@@ -101,7 +101,7 @@ def _paint(image: UInt8Array, labels: npt.NDArray[np.int16], colours: UInt8Array
     thickness = max(1, round(math.sqrt(labels.size) / 700))
     borders = _borders(labels, thickness)
     out = np.empty_like(image)
-    step = max(1, 2**18 // labels.shape[1])  # rows at a time: keeps the 16-bit copies small
+    step = max(1, 2**18 // labels.shape[1])  # rows at a time, to keep the 16-bit copies small
     for start in range(0, len(labels), step):
         band = slice(start, start + step)
         colour = table[labels[band]]
@@ -137,7 +137,7 @@ class _Entry(NamedTuple):
 
 
 def _legend_entries(labels: npt.NDArray[np.int16], names: Sequence[str]) -> list[_Entry]:
-    """List the classes present, largest first, then what is left over."""
+    """List the classes present, largest first, then the remaining ones together and nothing."""
     shares = np.bincount(labels.ravel() + 1, minlength=len(names) + 1) / labels.size
     colours = palette(len(names)).tolist()
     present = sorted((index for index in range(len(names)) if shares[index + 1] > 0), key=lambda i: -shares[i + 1])
@@ -151,23 +151,23 @@ def _legend_entries(labels: npt.NDArray[np.int16], names: Sequence[str]) -> list
 
 
 def _drawable(names: Sequence[str]) -> list[str]:
-    """Names; the number of a class of whose name no font has a letter."""
+    """Return names, replaced by "class N" if no font has any of their letters."""
     blank = [not line(name, 16).text and bool(name.strip()) for name in names]
     return [f"class {i} (no font for its name)" if blank[i] else name for i, name in enumerate(names)]
 
 
 def _draw_legend(entries: list[_Entry], width: int, size: int) -> Image.Image:
-    """Draw entries in columns of equal width, as many as fit, filled row by row."""
+    """Draw entries in as many columns of equal width as fit, row by row."""
     if len(entries) > 12:
         size = max(12, round(size * 0.75))
     swatch, margin, space = round(size * 0.95), round(size * 0.9), round(size * 0.5)
     between, row_height, room = round(size * 1.6), round(size * 1.65), width - 2 * margin
     shares = [line(entry.share, size) for entry in entries]
-    other = swatch + 2 * space + math.ceil(max(share.length for share in shares))  # what a cell holds beside the name
+    other = swatch + 2 * space + math.ceil(max(share.length for share in shares))  # width of a cell without the name
     longest = max(math.ceil(line(entry.name, size).length) for entry in entries)
     cell = other + min(longest, size * 11, max(0, room - other))
     columns = max(1, min(len(entries), (room + between) // (cell + between)))
-    if columns < len(entries) or columns == 1:  # several rows share out the whole width, long names use it
+    if columns < len(entries) or columns == 1:  # with several rows, use the whole width for long names
         cell = (room + between) // columns - between
     names = [line(entry.name, size, cell - other) for entry in entries]
     rows = math.ceil(len(entries) / columns)
@@ -186,7 +186,7 @@ def _draw_legend(entries: list[_Entry], width: int, size: int) -> Image.Image:
 
 def _paste_swatch(legend: Image.Image, colour: Colour | None, size: int, left: int, top: int) -> None:
     """Paste a rounded square, or an empty frame for no colour."""
-    fine = 4  # drawn larger and shrunk, for smooth corners
+    fine = 4  # draw larger and shrink, for smooth corners
     mask = Image.new("L", (size * fine, size * fine), 0)
     edge = size * fine - 1
     line = 0 if colour else max(fine, round(size * fine * 0.11))

@@ -1,4 +1,4 @@
-"""Sheets of several pictures."""
+"""Put several pictures on one sheet."""
 
 from __future__ import annotations
 
@@ -34,22 +34,23 @@ def contact_sheet(
     width: int = 1600,
     keys: Sequence[Key] | None = None,
 ) -> UInt8Array:
-    """Lay pictures of any sizes out in equal cells, row by row, each whole and in the middle of its cell.
+    """Tile pictures of any sizes row by row, each whole and centred in a cell of equal size.
 
     Cells have the median shape of the pictures, within `FLAT` and `TALL`.
 
     Args:
         images: uint8 RGB (H, W, 3) each, at least one.
-        titles: a line above each picture.
-        columns: pictures in a row, at least 1; never more than there are pictures.
-        width: of the sheet, in pixels.
-        keys: the names and colours below each picture; as many as fit into `LINES` lines.
+        titles: one line above each picture.
+        columns: pictures per row, at least 1; reduced to the number of pictures.
+        width: of the sheet in pixels.
+        keys: names and colours below each picture; as many as fit into `LINES` lines.
 
     Returns:
         uint8 RGB (H, width, 3) on white.
 
     Raises:
-        DensevlError: no images, a number of titles or keys that differs, or columns that do not fit into the width.
+        DensevlError: If there are no images, titles or keys do not match in number, or columns do not fit into the
+            width.
     """
     for told in (titles, keys):
         if len(images) == 0 or (told is not None and len(told) != len(images)):

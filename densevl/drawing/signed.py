@@ -1,4 +1,4 @@
-"""Maps of numbers below and above 0 over a photo, and the bar that says which colour is which number."""
+"""Draw maps of negative and positive numbers over a photo, and a bar that explains the colours."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from densevl.drawing.text import line
 LOW: npt.NDArray[np.float32] = np.array((20, 80, 200), np.float32)
 HIGH: npt.NDArray[np.float32] = np.array((205, 20, 40), np.float32)
 GREY = 0.55
-"""How much of its colours a photo loses under a map, so that red and blue are the map's."""
+"""How much a photo loses its colours under a map, so that red and blue belong to the map."""
 STRENGTH = 0.85
 
 
 def draw_signed(image: UInt8Array, values_hw: npt.NDArray[np.floating], limit: float) -> UInt8Array:
-    """A photo, greyed, under a map: red for numbers above 0, blue below, clear at 0.
+    """Draw a map over a greyed photo: red for positive numbers, blue for negative ones, transparent at 0.
 
     Args:
-        image: uint8 RGB (H, W, 3). values_hw: cells of equal size that cover it, drawn bilinearly.
-        limit: the number whose colour is full, above 0.
+        image: uint8 RGB (H, W, 3). values_hw: cells of equal size that cover the photo, interpolated bilinearly.
+        limit: the value with full colour, above 0.
     """
     size = image.shape[1], image.shape[0]
     cells = Image.fromarray(np.asarray(values_hw, np.float32) / np.float32(limit or 1))
@@ -33,7 +33,7 @@ def draw_signed(image: UInt8Array, values_hw: npt.NDArray[np.floating], limit: f
 
 
 def signed_bar(limit: float, width: int, low: str = "against", high: str = "for") -> UInt8Array:
-    """The colours of `draw_signed` from -limit to limit, with their numbers: uint8 RGB (h, width, 3).
+    """Draw the colours of `draw_signed` from -limit to limit with their values: uint8 RGB (h, width, 3).
 
     Args:
         low, high: what the two ends mean.

@@ -1,4 +1,4 @@
-"""Lines of text in pictures, in a font of this machine that has their letters."""
+"""Draw lines of text in a font of this machine that has their letters."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from densevl.drawing.colours import Colour
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-# Pillow's own font knows little beyond ASCII. For other names the first of these is taken that has all their letters,
-# then any other font of the system.
+# Pillow's own font has little beyond ASCII. Other names use the first of these fonts that has all their letters, or
+# else another system font.
 PREFERRED = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -42,15 +42,15 @@ SCRIPTS = {
     **{"Malayalam": "അ", "Sinhala": "අ", "Thai": "ก", "Lao": "ກ", "Burmese": "က", "Khmer": "ក", "Chinese": "东"},
     **{"traditional Chinese": "東", "Japanese": "の", "Korean": "한"},
 }
-"""A letter of each, by which fonts are found."""
+"""One letter of each script, for finding fonts."""
 MOST_FONTS = 300
 STYLED = ("bold", "italic", "oblique", "mono", "condensed", "narrow", "light", "thin", "black", "lastresort")
 UNKNOWN = "?"
-"""Stands for a letter that no font has."""
+"""Replaces letters that no font has."""
 
 
 class Line(NamedTuple):
-    """One line of text and a font that can draw it. Attributes: whole: the font has all its letters."""
+    """One line of text with a font that can draw it. Attributes: whole: whether the font has all its letters."""
 
     text: str
     font: Font
@@ -58,27 +58,27 @@ class Line(NamedTuple):
 
     @property
     def length(self) -> float:
-        """Pixels."""
+        """Length in pixels."""
         return self.font.getlength(self.text)
 
     def draw(self, draw: ImageDraw.ImageDraw, left: float, middle: float, ink: Colour) -> None:
-        """Draw it to the right of a point."""
+        """Draw the text to the right of a point."""
         anchor = "lm" if isinstance(self.font, ImageFont.FreeTypeFont) else None
         draw.text((left, middle if anchor else middle - 6), self.text, fill=ink, font=self.font, anchor=anchor)
 
 
 def text_size(height: int, width: int) -> int:
-    """Return a text height in pixels that reads well under a picture of this size, whatever its ratio."""
+    """Return a text height in pixels that is readable below a picture of this size, whatever its aspect ratio."""
     return round(min(max(13, math.sqrt(height * width) / 36), max(13, width / 16), 72))
 
 
 def line(text: str, size: int, width: float = math.inf) -> Line:
-    """Choose a font for a text, put "?" for letters that no font has, and cut it where it is wider than `width` pixels.
+    """Choose a font for a text, replace letters that no font has by "?", and cut it to `width` pixels.
 
-    A text without any letter that can be drawn is empty.
+    A text in which no letter can be drawn becomes empty.
     """
     text = "".join(c if c.isprintable() or unicodedata.category(c) == "Cf" else " " for c in text[:500])
-    text = " ".join(text.split())  # lone surrogates, which no font takes, are gone
+    text = " ".join(text.split())  # removes lone surrogates, which fonts refuse
     font, whole = _font(size), True
     for name in _fonts_for(text):
         font = _font(size, name)
@@ -98,13 +98,13 @@ def line(text: str, size: int, width: float = math.inf) -> Line:
 
 
 def undrawn_scripts() -> list[str]:
-    """The scripts of which no font is on this machine."""
+    """Return the scripts for which this machine has no font."""
     probes = [_font(16, name) for name in ("", *PREFERRED, *_others())]
     return [script for script, letter in SCRIPTS.items() if not any(_has(font, letter) for font in probes)]
 
 
 def _fonts_for(text: str) -> tuple[str, ...]:
-    """Names or paths of the fonts to try, the best first; those of the system are looked for only where needed."""
+    """Return names or paths of fonts to try, best first. System fonts are only searched if needed."""
     usual = ("", *PREFERRED)
     known = all(any(_has(_font(16, name), c) for name in usual) for c in text)
     return usual if known else (*usual, *_others())
@@ -112,7 +112,7 @@ def _fonts_for(text: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def _others() -> tuple[str, ...]:
-    """Fonts of the system that have a script which those before do not have."""
+    """Return system fonts that have a script which the preferred fonts lack."""
     found: list[str] = []
     left = dict(SCRIPTS)
     for path in _system_fonts():
@@ -127,7 +127,7 @@ def _others() -> tuple[str, ...]:
 
 
 def _system_fonts() -> list[str]:
-    """Font files of this machine, plain styles first, in an order that is always the same."""
+    """Return the font files of this machine, plain styles first, always in the same order."""
     home, data = Path.home(), os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share"
     folders = [Path(folder, "fonts") for folder in data.split(os.pathsep)] + [home / ".local/share/fonts"]
     if sys.platform == "darwin":
@@ -141,7 +141,7 @@ def _system_fonts() -> list[str]:
 
 @lru_cache(maxsize=256)
 def _font(size: int, name: str = "") -> Font:
-    """Load a font by file name from the system's folders; Pillow's own where it has none, or without a name."""
+    """Load a font by file name from the system's folders, or Pillow's own if there is none or no name is given."""
     try:
         return ImageFont.truetype(name, size) if name else ImageFont.load_default(size=size)
     except OSError:
@@ -151,7 +151,7 @@ def _font(size: int, name: str = "") -> Font:
 
 
 def _has_now(font: Font, character: str) -> bool:
-    """Tell whether a font draws a character as something else than its box for missing ones."""
+    """Return whether a font draws a character as something other than its box for missing ones."""
     if character.isascii() or unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f":
         return True
     if not isinstance(font, ImageFont.FreeTypeFont):

@@ -1,4 +1,4 @@
-"""Images: any source becomes uint8 RGB (H, W, 3), or one line says why not; resizing, and listing folders.
+"""Read images: any source becomes uint8 RGB (H, W, 3), or a one-line error. Also resizing and listing of folders.
 
 Only numpy and Pillow are needed; torch is not imported.
 """

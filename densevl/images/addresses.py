@@ -1,6 +1,6 @@
-"""Images that are no files of this machine: addresses of fsspec ("s3://bucket/x.jpg"), and members of tar archives.
+"""Images that are not local files: addresses for fsspec ("s3://bucket/x.jpg"), and members of tar archives.
 
-A member is written as fsspec does it, "tar://folder/x.jpg::photos-0000.tar"; the archive may have an address too.
+A member is written as in fsspec, "tar://folder/x.jpg::photos-0000.tar". The archive may also be an address.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+]+://", re.IGNORECASE)
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 TAR = "tar://"
 MOST_UNPACKED = 2**29
-"""Bytes that a member of an archive may have: a photo of 100 megapixels in 16-bit colours is larger by a little."""
+"""Limit in bytes for a member of an archive. A photo of 100 megapixels in 16-bit colours is slightly larger."""
 MOST_RATIO, SMALL = 200, 2**24
-"""How many times its packed size a member may have that is not small: photos are packed 1 to 1, drawings 50 to 1."""
+"""Limit for the ratio of unpacked to packed size of members that are not small. Photos have 1, drawings 50."""
 _ARCHIVES = re.compile(r"(zip|tar|libarchive)://", re.IGNORECASE)
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 
 
 def is_address(path: Any) -> bool:
-    """Whether this is an address and no path; "file://..." is a path."""
+    """Return whether this is an address rather than a path; "file://..." counts as a path."""
     return isinstance(path, str) and bool(_ADDRESS.match(path)) and not path.startswith("file://")
 
 
 def local(path: str) -> str:
-    """The path that "file:///my%20photos" means; others as they are."""
+    """Return the path of "file:///my%20photos", and others unchanged."""
     if not path.startswith("file://"):
         return path
     plain = path.removeprefix("file://")
@@ -45,13 +45,13 @@ def local(path: str) -> str:
 
 
 def refuse_web(path: str, what: str) -> None:
-    """Refuse pages of the web, and addresses of which `pathlib.Path` took a slash.
+    """Refuse web addresses, and addresses in which `pathlib.Path` removed a slash.
 
     Raises:
-        ImageError: it is one.
+        ImageError: If it is one.
     """
     if re.match(r"data:\w+/", path, re.IGNORECASE):
-        raise ImageError("a data: address holds the image itself: decode it (base64), and give the bytes")
+        raise ImageError("a data: address contains the image itself: decode it (base64), and give the bytes")
     if re.match(r"(https?|ftps?):/", path, re.IGNORECASE):
         raise ImageError(f"{what} is an address: download it and give the file's path")
     if re.match(r"(?!file:)[a-z][a-z0-9+]+:/(?!/)", path, re.IGNORECASE) and not os.path.lexists(path):
@@ -59,16 +59,16 @@ def refuse_web(path: str, what: str) -> None:
 
 
 def key_of(path: str) -> str:
-    """What two names of one image share: the absolute path, or the address."""
+    """Return the key that two names of one image share: the absolute path, or the address."""
     return path if is_address(path) else os.path.abspath(local(path))
 
 
 def opened(address: str) -> tuple[Any, str]:
-    """The file system behind an address, and the path on it.
+    """Return the file system of an address, and the path in it.
 
     Raises:
-        MissingExtraError: fsspec is not installed.
-        ImageError: no such protocol, the package for it is missing, or an archive within another one.
+        MissingExtraError: If fsspec is not installed.
+        ImageError: If there is no such protocol, its package is missing, or an archive is inside another one.
     """
     if len(_ARCHIVES.findall(address)) > 1:
         raise ImageError(_nested(address))
@@ -87,11 +87,11 @@ def opened(address: str) -> tuple[Any, str]:
 
 
 def fetch(address: str) -> bytes:
-    """The content of an address or a member of an archive.
+    """Return the content of an address or a member of an archive.
 
     Raises:
-        ImageError: it is not there, or cannot be read.
-        MissingExtraError: as `opened`.
+        ImageError: If it does not exist or cannot be read.
+        MissingExtraError: As for `opened`.
     """
     if address.startswith(TAR):
         member, archive = split(address)
@@ -105,7 +105,7 @@ def fetch(address: str) -> bytes:
         raise
     except FileNotFoundError as error:
         raise ImageError(f"{shown(address)} does not exist") from error
-    except Exception as error:  # each file system raises its own
+    except Exception as error:  # each file system raises its own errors
         raise ImageError(f"{shown(address)} cannot be read: {error}") from error
 
 
@@ -114,10 +114,10 @@ def _nested(address: str) -> str:
 
 
 def _require_bounded(address: str, facts: Mapping[str, Any]) -> None:
-    """Refuse a member that unpacks to much, or to much more than it is packed; readers stop where its size ends.
+    """Refuse a member that unpacks to too many bytes, or to far more than it is packed. Readers stop at its given size.
 
     Raises:
-        ImageError: it does.
+        ImageError: If it does.
     """
     size, packed = facts.get("size") or 0, facts.get("compress_size")
     if size > MOST_UNPACKED:
@@ -130,29 +130,31 @@ def _require_bounded(address: str, facts: Mapping[str, Any]) -> None:
 
 
 def stamp(path: str) -> list[int | None]:
-    """Size and a number that changes with the content of a file or address; None, None where there is none."""
+    """Return size and a number that changes with the content of a file or address; None, None if it does not exist."""
     if path.startswith(TAR):
         path = split(path)[1]
     try:
         if not is_address(path):
-            facts = os.stat(local(path))
-            return [facts.st_size, facts.st_mtime_ns]
+            status = os.stat(local(path))
+            return [status.st_size, status.st_mtime_ns]
         files, place = opened(path)
-        told = files.info(place)
+        facts = files.info(place)
     except (OSError, ValueError, ImageError):
         return [None, None]
-    changed = next((told[name] for name in ("ETag", "etag", "mtime", "LastModified", "created") if told.get(name)), "")
-    return [told.get("size"), int(digest.of_text(str(changed))[:15], 16)]
+    changed = next(
+        (facts[name] for name in ("ETag", "etag", "mtime", "LastModified", "created") if facts.get(name)), ""
+    )
+    return [facts.get("size"), int(digest.of_text(str(changed))[:15], 16)]
 
 
 def split(address: str) -> tuple[str, str]:
-    """Member and archive of "tar://member::archive"."""
+    """Split "tar://member::archive" into member and archive."""
     member, _, archive = address.removeprefix(TAR).partition("::")
     return member, archive
 
 
 def braces(pattern: str) -> list[str]:
-    """The names that "photos-{0000..0003}.tar" stands for, as WebDataset writes them."""
+    """Expand "photos-{0000..0003}.tar" to its names, as WebDataset does."""
     match = _BRACES.search(pattern)
     if match is None:
         return [pattern]
@@ -162,10 +164,10 @@ def braces(pattern: str) -> list[str]:
 
 
 def archive_of(place: str) -> Archive:
-    """An archive by path or address; the last few stay open.
+    """Return an archive by path or address. The last few are kept open.
 
     Raises:
-        ImageError: it is missing or no tar archive.
+        ImageError: If it is missing or not a tar archive.
     """
     return _archive(place, *stamp(place))
 
@@ -178,11 +180,11 @@ def _archive(place: str, size: int | None, changed: int | None) -> Archive:
 class Archive:
     """A tar archive, read member by member. Attributes: members: the names of its files, in order.
 
-    Links, devices and sparse files are no members: what they stand for is not in the archive.
+    Links, devices and sparse files are ignored, because their content is not in the archive.
     """
 
     def __init__(self, place: str, file: IO[bytes] | None = None) -> None:
-        """Args: place: a path or an address. file: its content, where it is at hand."""
+        """Open an archive. Args: place: a path or an address. file: its content, if already available."""
         try:
             if file is None and is_address(place):
                 if _ARCHIVES.match(place):
@@ -190,7 +192,7 @@ class Archive:
                 files, path = opened(place)
                 file = files.open(path, "rb")
             file = file or open(local(place), "rb")  # noqa: SIM115
-            if file.read(6).startswith(_COMPRESSED):  # a small one may unpack to a full disk, and is slow to search
+            if file.read(6).startswith(_COMPRESSED):  # it may unpack to fill the disk, and is slow to search
                 raise ValueError("it is compressed; unpack it to a plain .tar")
             file.seek(0)
             self._tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
@@ -200,18 +202,18 @@ class Archive:
         except ImageError:
             raise
         except Exception as error:  # tarfile raises many types on damaged data
-            raise ImageError(f"{shown(place)} is no tar archive, or is damaged: {_said(error)}") from error
+            raise ImageError(f"{shown(place)} is not a tar archive, or is damaged: {_said(error)}") from error
         self.place, self.members, self._lock = place, list(self._infos), threading.Lock()
 
     def read(self, member: str) -> bytes:
-        """The content of a member.
+        """Return the content of a member.
 
         Raises:
-            ImageError: there is none of this name, or the archive is cut.
+            ImageError: If there is no such member, or the archive is truncated.
         """
         info = self._infos.get(member)
         if info is None:
-            raise ImageError(f"{shown(self.place)} holds no {shown(member)}")
+            raise ImageError(f"{shown(self.place)} has no member {shown(member)}")
         try:
             with self._lock:
                 file = self._tar.extractfile(info) or io.BytesIO()
@@ -221,28 +223,28 @@ class Archive:
 
 
 def _members(tar: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
-    """The plain files of an archive by name.
+    """Return the plain files of an archive by name.
 
     Raises:
-        ValueError: one reaches out of it, or stands twice, or the archive leads in a circle.
+        ValueError: If a path leads outside, a name is repeated, or the archive is circular.
     """
     found: dict[str, tarfile.TarInfo] = {}
     for info in tar:
         name = info.name.removeprefix("./")
         if info.size < 0:
-            raise ValueError(f"{shown(name)} has less than no bytes")  # its end is before it, again and again
+            raise ValueError(f"{shown(name)} has a negative size")  # its end would be before it, without end
         if not info.isfile() or info.issparse():
             continue
         if is_outside(name):
-            raise ValueError(f"{shown(name)} names a place outside of it")
+            raise ValueError(f"{shown(name)} leads outside of it")
         if name in found:
-            raise ValueError(f"{shown(name)} stands in it twice")
+            raise ValueError(f"{shown(name)} is in it twice")
         found[name] = info
     return found
 
 
 def is_outside(path: str) -> bool:
-    """Whether a path that others wrote leads out of the folder that it is of."""
+    """Return whether a path written by others leads outside of its folder."""
     return os.path.isabs(path) or ".." in re.split(r"[/\\]", path)
 
 

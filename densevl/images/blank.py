@@ -1,6 +1,6 @@
-"""Whether a picture shows next to nothing: one colour, a fade, grain; a classifier sees things there all the same.
+"""Detect pictures that show almost nothing: one colour, a gradient, or noise. Classifiers would still see things there.
 
-Of 800 photos of things none comes near: the sharpest step between neighbours is 33 levels or more, that of a fade 5.
+Of 800 photos of things none comes close: their sharpest step between neighbours is at least 33 levels, a gradient's 5.
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-SIDE = 64  # pixels of the short side at which steps are looked for: grain is gone there
+SIDE = 64  # pixels of the short side at which steps are measured; noise is averaged out there
 STEP = 12  # levels of 255, in any channel
-ALIKE = 0.1  # correlation of neighbours, below which a picture is noise; of photos 0.8, of white noise within 0.05
+ALIKE = 0.1  # correlation of neighbours below which a picture is noise; photos have 0.8, white noise within 0.05
 
 
 def is_blank(rgb: np.ndarray) -> bool:
-    """Whether no two neighbours of a uint8 RGB picture (H, W, 3), made small, differ by more than 12 levels, or they
-    have nothing to do with each other, as in white noise.
+    """Return whether a uint8 RGB picture (H, W, 3) is blank.
+
+    It is if, at reduced size, no two neighbours differ by more than 12 levels, or neighbours are uncorrelated, as in
+    white noise.
     """
     height, width = rgb.shape[:2]
     scale = min(1.0, SIDE / min(height, width))

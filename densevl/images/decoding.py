@@ -1,4 +1,4 @@
-"""Image files: recognised by their content, capped by their header, decoded to their end."""
+"""Decode image files: recognise them by content, check the size in their header, and decode them completely."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _avif(file: Any, name: str) -> ImageFile:
     from PIL.AvifImagePlugin import AvifImageFile
 
     if not features.check("avif"):
-        raise OSError("this build of Pillow reads no AVIF; convert it to PNG, or install Pillow's wheel")
+        raise OSError("this build of Pillow cannot read AVIF; convert it to PNG, or install Pillow's wheel")
     return AvifImageFile(file, name)
 
 
@@ -41,23 +41,23 @@ def _heif(file: Any, name: str) -> ImageFile:
 
 
 class _StoredTiff(TiffImageFile):
-    """A TIFF as it is stored; Pillow turns this format by its orientation tag on its own, and no other."""
+    """A TIFF as stored. This is the only format that Pillow turns by its orientation tag."""
 
     def _setup(self) -> None:
         super()._setup()
         self._size = self._tile_size
 
     def load_end(self) -> None:
-        """Pillow turns here."""
+        """Do not turn the picture, as Pillow would here."""
 
 
 def reads_heif() -> bool:
-    """Whether HEIC pictures, as iPhones take them, can be read here."""
+    """Return whether HEIC pictures, as iPhones take them, can be read here."""
     return find_spec("pi_heif") is not None
 
 
-# The classes are called directly, not through `Image.open`: that function has a pixel limit of its own, held in a
-# global, which warns or raises where ours should speak. JPEG without the MPO wrapper gives the first picture of an MPO.
+# The classes are called directly instead of `Image.open`, which has its own global pixel limit that would warn or raise
+# before ours. JPEG without the MPO wrapper gives the first picture of an MPO.
 _FORMATS: Final[tuple[tuple[str, re.Pattern[bytes], Callable[..., ImageFile]], ...]] = (
     ("AVIF", re.compile(rb"....ftyp(avi[fs]|mi[af].{5,60}avi[fs])", re.DOTALL), _avif),
     ("HEIC", re.compile(rb"....ftyp(he[iv][cmsx]|mif1|msf1)", re.DOTALL), _heif),
@@ -80,25 +80,25 @@ _FOREIGN: Final[tuple[tuple[re.Pattern[bytes], str], ...]] = (
         re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!doctype svg[^>]*>\s*)?<svg", re.I | re.S),
         "an SVG drawing; export it as PNG",
     ),
-    (re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head)", re.I), "an HTML or XML page, saved by mistake?"),
+    (re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head)", re.I), "an HTML or XML page (saved by mistake?)"),
     (re.compile(rb"version https://git-lfs"), "a Git LFS pointer; run 'git lfs pull'"),
     (
         re.compile(rb"\0\x05\x16[\0\x07]"),
-        "what macOS keeps beside a file; the picture is the file without '._' in its name",
+        "a file of metadata by macOS; the picture is the file without '._' in its name",
     ),
     (re.compile(rb"....ftyp(hei|hev|mif|msf|avi)", re.DOTALL), "a HEIC or AVIF picture; convert it to JPEG or PNG"),
     (re.compile(rb"FUJIFILMCCD-RAW|II[RU][OS\0]|MMOR|FOVb|II\*\0.{4}CR|....ftypcrx", re.DOTALL), _RAW),
-    (re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI", re.DOTALL), "a video; `densevl video` segments it"),
+    (re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI", re.DOTALL), "a video; use `densevl video`"),
     (re.compile(rb"%PDF"), "a PDF; export its pages as PNG"),
     (re.compile(rb"%!PS"), "PostScript; export it as PNG"),
     (re.compile(rb"8BPS"), "a Photoshop document; export it as PNG"),
     (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "a JPEG XL; convert it to JPEG or PNG"),
     (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "a JPEG 2000; convert it to JPEG or PNG"),
-    (re.compile(rb"v/1\x01|#\?RADIANCE"), "a picture of high dynamic range; map its tones and save it as PNG"),
+    (re.compile(rb"v/1\x01|#\?RADIANCE"), "a picture of high dynamic range; tone-map it and save it as PNG"),
     (re.compile(rb"\0\0[\1\2]\0"), "an icon; save it as PNG"),
     (re.compile(rb".{128}DICM", re.DOTALL), "DICOM; read it with pydicom, and give an array"),
-    (re.compile(rb"SIMPLE  =|\x89HDF"), "data of FITS or HDF; read it with its own package, and give an array"),
-    (re.compile(rb"\x93NUMPY"), "an array of NumPy; give numpy.load of it"),
+    (re.compile(rb"SIMPLE  =|\x89HDF"), "FITS or HDF data; read it with its own package, and give an array"),
+    (re.compile(rb"\x93NUMPY"), "a NumPy array; load it with numpy.load, and give the array"),
     (re.compile(rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!"), "an archive; unpack it first"),
     (re.compile(rb"P[123]\s"), "a plain-text PPM; save it as binary PPM or PNG"),
     (_TEXT, "text"),
@@ -109,28 +109,28 @@ _FOREIGN: Final[tuple[tuple[re.Pattern[bytes], str], ...]] = (
 def opened(
     source: Any, name: str | None, max_pixels: int | None, formats: tuple[str, ...] = ()
 ) -> Iterator[tuple[ImageFile, str]]:
-    """Open a source as far as its header, with format and size checked; close it afterwards.
+    """Open a source up to its header, check its format and size, and close it afterwards.
 
     Args:
-        source, name: see `opening.reader`. max_pixels: the cap; None is that of `pixel_limit`. formats: of
-            `_FORMATS`, none for all.
+        source, name: see `opening.reader`. max_pixels: the limit; None is that of `pixel_limit`. formats: of
+            `_FORMATS`; none allows all.
 
     Yields:
-        The picture, to be decoded by `decode`, and what messages call it.
+        The picture, to be decoded by `decode`, and its name for messages.
 
     Raises:
-        ImageError: it cannot be opened, is of another format, damaged or too large.
+        ImageError: If it cannot be opened, has another format, is damaged or too large.
     """
     with reader(source, name) as (file, what):
         head = file.read(512)
         format_name, factory = _recognise(what, head, formats)
         if format_name == "WebP" and (size := _webp_size(head)):
-            check_size(what, size, max_pixels)  # its decoder takes the memory on opening
+            check_size(what, size, max_pixels)  # its decoder allocates the memory when it opens
         file.seek(0)
         if format_name == "HEIC" and not reads_heif():
             raise MissingExtraError("pi-heif", "heif", f"reading {what}, a HEIC picture,")
         try:
-            image = factory(file, "")  # no name: Pillow would map the file into memory behind our reader's back
+            image = factory(file, "")  # without a name, or Pillow maps the file into memory and bypasses our reader
         except Exception as error:  # decoders raise many types on damaged data
             raise ImageError(f"{what} is a damaged or unsupported {format_name}: {reason(error)}") from error
         if isinstance(image, TiffImageFile) and _is_raw(image, what):
@@ -140,7 +140,7 @@ def opened(
 
 
 def kind_of(head: bytes) -> str:
-    """What the first 512 bytes of a file say that it is, "a picture (PNG)" or "a PDF"; "" for text and the unknown."""
+    """Guess the kind of a file from its first 512 bytes, "a picture (PNG)" or "a PDF"; "" for text and unknown."""
     if head.startswith(_TEXT_MARKS):
         return ""
     picture = next((name for name, magic, _ in _FORMATS if magic.match(head)), "")
@@ -160,12 +160,12 @@ def _recognise(what: str, head: bytes, formats: tuple[str, ...]) -> tuple[str, C
                 raise ImageError(f"{what} is a {format_name} file: allowed here are {allowed}")
             return format_name, factory
     guess = next((kind for magic, kind in _FOREIGN if magic.match(head)), "")
-    but = f"not an image but {guess}" if guess else "not an image, or of no image format known here"
+    but = f"not an image but {guess}" if guess else "not an image, or not of a format known here"
     raise ImageError(f"{what} is {but}: allowed are {allowed}")
 
 
 def _is_raw(image: TiffImageFile, what: str) -> bool:
-    """Whether a TIFF is what cameras write: its first picture is a thumbnail then."""
+    """Return whether a TIFF is a camera's raw file. Its first picture is then only a thumbnail."""
     tags = image.tag_v2
     return (
         50706 in tags
@@ -175,7 +175,7 @@ def _is_raw(image: TiffImageFile, what: str) -> bool:
 
 
 def frames(image: Image.Image) -> int:
-    """How many pages or frames a picture has, as far as 1,000: a file of a few megabytes may have a million."""
+    """Return the number of pages or frames, up to 1,000. A file of a few megabytes may have a million."""
     try:
         if not isinstance(image, GifImageFile | TiffImageFile):
             return int(getattr(image, "n_frames", 1))
@@ -184,15 +184,15 @@ def frames(image: Image.Image) -> int:
         here = file.tell()
         try:
             file.seek(0)
-            return _walked(type(image)(file, ""))  # on its own: size and all change from page to page
+            return _walked(type(image)(file, ""))  # a separate object, since its size changes with each page
         finally:
             file.seek(here)
-    except Exception:  # noqa: BLE001  later frames are damaged, and not asked for
+    except Exception:  # noqa: BLE001  later frames are damaged, but not needed
         return 1
 
 
 def _walked(image: Any) -> int:
-    """Pages as far as 1,000, none of them decoded; Pillow walks through all."""
+    """Count pages up to 1,000 without decoding them. Pillow would walk through all."""
     here = image.tell()
     try:
         while image.tell() + 1 < MOST_FRAMES:
@@ -205,9 +205,9 @@ def _walked(image: Any) -> int:
 
 
 def turn_of(image: ImageFile) -> int:
-    """How a file that is opened, and not decoded, lies by its EXIF tag, 1 to 8; nothing of it is decoded."""
+    """Return the EXIF orientation, 1 to 8, of a file that is opened and not decoded. It stays undecoded."""
     if isinstance(image, PngImageFile) and "exif" not in image.info and image.fp is not None:
-        # Pillow decodes the picture to look for what stands behind it.
+        # Pillow would decode the picture to find EXIF data behind it.
         image.info["exif"] = _late_exif(image.fp)
         turn = orientation(image)
         if not image.info["exif"]:
@@ -217,19 +217,19 @@ def turn_of(image: ImageFile) -> int:
 
 
 def decode(image: Image.Image, what: str) -> None:
-    """Decode to the end of the picture.
+    """Decode a picture to its end.
 
     Raises:
-        ImageError: it ends early, or is damaged.
+        ImageError: If it ends early or is damaged.
     """
     try:
-        if isinstance(file := getattr(image, "fp", None), StrictReader):  # not so for a caller's PIL image
+        if isinstance(file := getattr(image, "fp", None), StrictReader):  # not for a caller's PIL image
             if isinstance(image, PngImageFile):
                 _check_png(file)
             if isinstance(image, TiffImageFile):
-                # Given its memory beforehand, Pillow skips the limit check that warns from 89 megapixels on.
+                # If its memory is allocated beforehand, Pillow skips its own limit, which warns above 89 megapixels.
                 image.im = Image.new(image.mode, image._tile_size).im
-                # Rows that no strip covers would come out black.
+                # Rows that no strip covers would be black.
                 boxes = (tile.extents or (0, 0, 0, 0) for tile in image.tile)
                 covered = sum((right - left) * (low - top) for left, top, right, low in boxes)
                 if covered < image.width * image.height:
@@ -241,7 +241,7 @@ def decode(image: Image.Image, what: str) -> None:
 
 
 def check_size(what: str, size: tuple[int, int], max_pixels: int | None = None) -> None:
-    """Refuse a picture of (width, height) pixels that is empty or over the cap; None is that of `pixel_limit`."""
+    """Refuse a picture of (width, height) pixels that is empty or over the limit; None is that of `pixel_limit`."""
     width, height = size
     max_pixels = most_pixels() if max_pixels is None else max_pixels
     if width < 1 or height < 1:
@@ -254,10 +254,10 @@ def check_size(what: str, size: tuple[int, int], max_pixels: int | None = None) 
 
 
 def _chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Kind and length of each chunk of a PNG, with the file at its content; it is where it was afterwards.
+    """Yield kind and length of each chunk of a PNG, with the file at its content. The position is restored afterwards.
 
     Raises:
-        OSError: a chunk is cut.
+        OSError: If a chunk is truncated.
     """
     here, size = file.tell(), file.seek(0, os.SEEK_END)
     place, kind = 8, b""
@@ -275,10 +275,10 @@ def _chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
 
 
 def _check_png(file: IO[bytes]) -> None:
-    """Check the sums of a PNG's chunks, which Pillow does not look at for pixels.
+    """Check the checksums of a PNG's chunks, which Pillow ignores for pixels.
 
     Raises:
-        OSError: a chunk is cut or its checksum is wrong.
+        OSError: If a chunk is truncated or its checksum is wrong.
     """
     for kind, length in _chunks(file):
         if zlib.crc32(file.read(length), zlib.crc32(kind)) != int.from_bytes(file.read(4), "big"):
@@ -286,7 +286,7 @@ def _check_png(file: IO[bytes]) -> None:
 
 
 def _late_exif(file: IO[bytes]) -> bytes:
-    """The EXIF data of a PNG, wherever it stands; of one that is cut, none."""
+    """Return the EXIF data of a PNG, wherever it is; none if the file is truncated."""
     try:
         return next((file.read(length) for kind, length in _chunks(file) if kind == b"eXIf"), b"")
     except OSError:
@@ -294,7 +294,7 @@ def _late_exif(file: IO[bytes]) -> bytes:
 
 
 def _webp_size(head: bytes) -> tuple[int, int] | None:
-    """Read (width, height) from a WebP header, or None where the header is unknown."""
+    """Read (width, height) from a WebP header, or None if the header is unknown."""
 
     def number(start: int, stop: int) -> int:
         return int.from_bytes(head[start:stop], "little")

@@ -1,4 +1,4 @@
-"""How many of their 16 bits images use, for all that is read within: pipelines take paths, and have no say in it."""
+"""The number of bits used by 16-bit images, as a context: pipelines take paths, and do not pass it to the reader."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _BITS: ContextVar[int | None] = ContextVar("bits", default=None)
 
 @contextmanager
 def bit_depth(bits: int | None) -> Iterator[None]:
-    """Read 16-bit images as using so many of their bits, within: as `read_image(bits=)` does one.
+    """Read 16-bit images within the context as using this many bits, like `read_image(bits=)` for one image.
 
     Args:
-        bits: 8 to 16, as cameras and scanners with 10, 12 or 14 have it; None takes all 16.
+        bits: 8 to 16, for cameras and scanners with 10, 12 or 14 bits; None uses all 16.
 
     Raises:
-        ImageError: `bits` is something else.
+        ImageError: If `bits` is something else.
 
     Examples:
         >>> with bit_depth(12):
@@ -34,15 +34,15 @@ def bit_depth(bits: int | None) -> Iterator[None]:
 
 
 def used_bits() -> int | None:
-    """What `bit_depth` says here; None for nothing."""
+    """Return the setting of `bit_depth` here, or None."""
     return _BITS.get()
 
 
 def checked(bits: int | None) -> int | None:
-    """A number of bits.
+    """Return a number of bits after checking it.
 
     Raises:
-        ImageError: it cannot be.
+        ImageError: If it is impossible.
     """
     if bits is not None and (not isinstance(bits, int) or not LEAST <= bits <= MOST):
         raise ImageError(f"bits is {bits!r}; 16-bit images use {LEAST} to {MOST} of them")

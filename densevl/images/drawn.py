@@ -1,26 +1,27 @@
-"""Whether a picture is a drawing: flat art has areas of one exact colour with contrast around them, photos have none.
+"""Detect drawings: flat art has areas of exactly one colour with contrast around them, and photos have none.
 
-Of 4,608 photos none is taken for a drawing, nor of 300 of them in ten other forms: JPEG at 75 and 30, grey, blurred,
-halved, doubled smoothly, by 2 and by 4 repeated pixels, in 64 and in 256 colours. Of rendered scenes of flat icons on
-textures 98 to 100 % are, of icons shaded like solids 40 %. JPEG drawings are missed: no colour stays exact there.
+Of 4,608 photos none is taken for a drawing, nor are 300 of them in ten variants: JPEG at 75 and 30, grey, blurred, at
+half size, enlarged smoothly, by 2 and by 4 with repeated pixels, and in 64 and 256 colours. Of rendered scenes with
+flat icons on textures 98 to 100 % are detected, of icons with shading 40 %. Drawings in JPEG are missed, because no
+colour stays exact.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-SIDE = 1024  # the middle of larger pictures is looked at
-LARGEST = 12  # areas looked at
-SHARE = 0.005  # of the picture that they cover together
-CONTRAST = 24  # levels by which most of what lies around an area differs; a sky in JPEG blocks differs by one or two
-CLIPPED = 8  # levels from black or white: photos are flat there
-PALETTE = 32, 256  # a photo of few colours (grey levels, a GIF) is flat too; fewer than these are no photo
+SIDE = 1024  # only the middle of larger pictures is used
+LARGEST = 12  # number of areas checked
+SHARE = 0.005  # of the picture that these must cover together
+CONTRAST = 24  # levels by which most surroundings of an area differ; a sky in JPEG blocks differs by one or two
+CLIPPED = 8  # levels from black or white, where photos are flat
+PALETTE = 32, 256  # photos with few colours (grey levels, GIF) are flat too; with fewer than these it is not a photo
 
 
 def is_drawn(rgb: np.ndarray) -> bool:
-    """Whether a uint8 RGB picture (H, W, 3) is surely drawn. False says nothing: it may be drawn all the same.
+    """Return whether a uint8 RGB picture (H, W, 3) is certainly drawn. If False, it may still be drawn.
 
-    Two or more areas of different colours, inside the picture, must cover 0.5 % of it.
+    Two or more areas of different colours inside the picture must cover 0.5 % of it.
     """
     from scipy import ndimage  # slow to import
 
@@ -43,7 +44,9 @@ def is_drawn(rgb: np.ndarray) -> bool:
             break
         rows, columns = (np.flatnonzero((areas == index).any(axis=axis)) for axis in (1, 0))
         far = rgb.shape[0] - 2, rgb.shape[1] - 2
-        if rows[0] == 1 or columns[0] == 1 or rows[-1] == far[0] or columns[-1] == far[1]:  # bars beside a photo
+        if (
+            rows[0] == 1 or columns[0] == 1 or rows[-1] == far[0] or columns[-1] == far[1]
+        ):  # bars at the sides of a photo
             continue
         part = tuple(slice(max(0, places[0] - 4), places[-1] + 5) for places in (rows, columns))
         mask = areas[part] == index

@@ -1,4 +1,4 @@
-"""How many pixels an image may have, for all that is read within: pipelines take paths, and have no say in it."""
+"""The pixel limit of images, as a context: pipelines take paths, and do not pass it to the reader."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _LIMIT: ContextVar[int | None] = ContextVar("max_pixels", default=None)
 
 @contextmanager
 def pixel_limit(max_pixels: int | None) -> Iterator[None]:
-    """Read images of at most so many pixels, within: as `read_image(max_pixels=)` does one.
+    """Set the pixel limit of images read within the context, like `read_image(max_pixels=)` for one image.
 
-    Memory grows with an image that is read at once; docs/huge.md has figures.
+    Memory grows with the size of an image that is read at once; docs/huge.md has figures.
 
     Args:
         max_pixels: at least 1; None is `MAX_PIXELS`.
 
     Raises:
-        ImageError: `max_pixels` is something else.
+        ImageError: If `max_pixels` is something else.
 
     Examples:
         >>> with pixel_limit(400_000_000):
         ...     result = segment("poster.tif", "lettering, portrait")
     """
     if max_pixels is not None and (not isinstance(max_pixels, int) or max_pixels < 1):
-        raise ImageError(f"max_pixels is {max_pixels!r}; it is the most pixels an image may have, 1 or more")
+        raise ImageError(f"max_pixels is {max_pixels!r}; it must be a number of pixels, at least 1")
     token = _LIMIT.set(max_pixels)
     try:
         yield
@@ -39,5 +39,5 @@ def pixel_limit(max_pixels: int | None) -> Iterator[None]:
 
 
 def most_pixels() -> int:
-    """What `pixel_limit` says here, else `MAX_PIXELS`."""
+    """Return the setting of `pixel_limit` here, or `MAX_PIXELS`."""
     return MAX_PIXELS if (limit := _LIMIT.get()) is None else limit

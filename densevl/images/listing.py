@@ -1,9 +1,10 @@
-"""From files, folders, patterns and lists of paths to the images they mean, with a name for the results of each."""
+"""Expand files, folders, patterns and lists of paths to images, with a name for the results of each."""
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,21 +23,21 @@ EXTENSIONS: Final = frozenset(
 _HEIF: Final = frozenset({".heic", ".heif", ".hif"})
 _HINT: Final = 'of HEIC (pip install "densevl[heif]")'
 LISTS: Final = frozenset({".txt", ".lst"})
-NAMELESS: Final = "file without ending"
+NAMELESS: Final = "file without extension"
 Entry = tuple[str, str, str]
-"""The path of an image, the folder its results belong in, and the path they are named after."""
+"""The path of an image, the folder of its results, and the path they are named after."""
 Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True)
 class Found:
-    """What sources hold.
+    """The images found in sources.
 
     Attributes:
-        paths: the images, each once, in the order given; those of a folder are sorted.
-        folders: for each the folder its results belong in: its place below the folder that was given, or "".
-        named: for each the path that its results are named after.
-        left_out: what stands in the folders and was not taken, and how many: {".txt": 3, "broken link": 1}.
+        paths: the images, without repeats, in the order given; those of a folder are sorted.
+        folders: for each image the folder of its results: its place below the given folder, or "".
+        named: for each image the path that its results are named after.
+        left_out: counts of what is in the folders but not used: {".txt": 3, "broken link": 1}.
     """
 
     paths: tuple[str, ...]
@@ -51,48 +52,48 @@ class Found:
 
 
 def _many(kind: str, count: int) -> str:
-    first, space, rest = kind.partition(" of ")
+    noun, *rest = re.split(r"(?= (?:of|to|that|without) )", kind, maxsplit=1)
     plain = count == 1 or kind.startswith((".", "of "))
-    return kind if plain else f"{first}s{space}{rest}"
+    return kind if plain else "".join([f"{noun}s", *rest])
 
 
 def list_images(sources: Sources) -> list[Path]:
-    """Turn files, folders, patterns and lists of paths into a list of image files; see `find_images`.
+    """Expand files, folders, patterns and lists of paths to a list of image files; see `find_images`.
 
     Raises:
-        ImageError: nothing was found, or a folder cannot be read.
+        ImageError: If nothing is found, or a folder cannot be read.
     """
     return [Path(path) for path in find_images(sources).paths]
 
 
 def find_images(sources: Sources, *, skip: str | os.PathLike[str] | None = None) -> Found:
-    """Find the images that sources mean.
+    """Find the images in sources.
 
     Args:
-        sources: one or many of: a file, kept as given even when it is missing or has an odd ending, so that reading it
-            can name the fault; a folder, taken with all below it, by ending, without hidden files and folders of
-            results; a pattern such as "photos/**/*.jpg"; a .txt or .lst file with a path a line; a tar archive, or
-            several as "photos-{0000..0003}.tar"; and addresses of all these but lists ("s3://bucket/photos").
-        skip: a folder that is left out wherever it is met, such as the one that results go to.
+        sources: one or more of: a file, kept as given even if it is missing or has an odd extension, so that reading it
+            can name the problem; a folder, searched recursively by extension, without hidden files and folders of
+            results; a pattern such as "photos/**/*.jpg"; a .txt or .lst file with one path per line; a tar archive, or
+            several as "photos-{0000..0003}.tar"; and addresses of all these except lists ("s3://bucket/photos").
+        skip: a folder that is left out wherever it is met, such as the one for results.
 
     Raises:
-        ImageError: nothing was found, or a folder or list cannot be read.
-        OutputError: a folder given is `skip` itself.
+        ImageError: If nothing is found, or a folder or list cannot be read.
+        OutputError: If a given folder is `skip` itself.
     """
     given = [os.fspath(sources)] if isinstance(sources, str | os.PathLike) else [os.fspath(path) for path in sources]
     if not all(given):
         raise ImageError("a path of an image is empty: '' (is a variable of a script empty?)")
     left_out: Counter[str] = Counter()
-    found: dict[str, Entry] = {}  # by absolute path, so that a photo named twice is done once
+    found: dict[str, Entry] = {}  # by absolute path, so that a photo given twice is used once
     for source in (name for text in given for name in braces(local(text))):
         for entry in _expanded(source, left_out, None if skip is None else local(os.fspath(skip))):
-            if is_outside(entry[1]):  # of an object store, where ".." is a name like any other
-                raise ImageError(f"{shown(entry[0])} names a place outside of where its results go")
+            if is_outside(entry[1]):  # in an object store ".." is an ordinary name
+                raise ImageError(f"{shown(entry[0])} would put results outside of their folder")
             found.setdefault(key_of(entry[0]), entry)
     left_out = +left_out  # without zeros
     if not found:
         where = ", ".join(shown(source) for source in given[:3]) or "an empty list"
-        there = f" (left out: {told})" if (told := Found((), (), (), left_out).told) else ""
+        there = f" (left out: {others})" if (others := Found((), (), (), left_out).told) else ""
         raise ImageError(f"no images in {where}{there}: files must end in {' '.join(sorted(EXTENSIONS))}")
     paths, folders, named = zip(*found.values(), strict=True)
     return Found(paths, folders, named, left_out)
@@ -107,7 +108,7 @@ def _expanded(source: str, left_out: Counter[str], skip: str | None) -> Iterator
     elif os.path.isdir(source):
         beyond = None if skip is None else os.path.realpath(skip)
         if os.path.realpath(source) == beyond:
-            raise OutputError(f"results in {shown(source)} would be taken for images of it; name another --out")
+            raise OutputError(f"results in {shown(source)} would be taken for its images; name another --out")
         inside = sorted(_below(source, left_out, beyond), key=lambda found: found[0].split(os.sep))
         yield from ((path, folder, path) for path, folder in inside)
     elif os.path.splitext(source)[1].lower() in LISTS and os.path.isfile(source):
@@ -123,7 +124,7 @@ def _expanded(source: str, left_out: Counter[str], skip: str | None) -> Iterator
 
 
 def _inside(place: str, left_out: Counter[str]) -> Iterator[Entry]:
-    """The images in a tar archive, their results in a folder of its name."""
+    """Yield the images in a tar archive. Their results go to a folder of its name."""
     for member in archive_of(place).members:
         ending = os.path.splitext(member)[1].lower()
         if _is_readable(ending) and not os.path.basename(member).startswith("."):
@@ -134,7 +135,7 @@ def _inside(place: str, left_out: Counter[str]) -> Iterator[Entry]:
 
 
 def _at(source: str, left_out: Counter[str], skip: str | None) -> Iterator[Entry]:
-    """The images at an address."""
+    """Yield the images at an address."""
     files, root = opened(source)
     if glob.has_magic(source):
         for path in sorted(files.glob(root)):
@@ -161,7 +162,7 @@ def _at(source: str, left_out: Counter[str], skip: str | None) -> Iterator[Entry
 
 
 def _below(top: str, left_out: Counter[str], skip: str | None) -> Iterator[tuple[str, str]]:
-    """Images in `top` and below, each with its folder and each once: links come last, and none leads in a circle."""
+    """Yield images in `top` and below, each once with its folder. Links come last; circular ones are skipped."""
     waiting: list[tuple[str, str]] = [(top, "")]
     linked: list[tuple[str, str]] = []
     files: list[tuple[str, str]] = []
@@ -210,7 +211,7 @@ def _below(top: str, left_out: Counter[str], skip: str | None) -> Iterator[tuple
 
 
 def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
-    """Whether it is a folder, and a file; neither where links go in a circle, for which `entry.is_dir` raises."""
+    """Return whether it is a folder, and a file. Circular links, for which `entry.is_dir` raises, are neither."""
     if entry.is_symlink():
         return os.path.isdir(entry.path), os.path.isfile(entry.path)
     return entry.is_dir(), entry.is_file()
@@ -221,7 +222,7 @@ def _is_readable(ending: str) -> bool:
 
 
 def _listed(path: str) -> list[str]:
-    """The lines of a text file; what is not there as seen from here is looked for beside the list."""
+    """Return the lines of a text file. Paths that do not exist from here are tried relative to the list."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -233,7 +234,7 @@ def _listed(path: str) -> list[str]:
 
 
 def _bare(name: str) -> str:
-    """A path without quotes around it, as shells and spreadsheets write them; and what "file://" means."""
+    """Remove quotes around a path, as shells and spreadsheets write them, and "file://"."""
     if len(name) > 2 and name[0] == name[-1] and name[0] in "\"'" and not os.path.lexists(name):
         name = name[1:-1]
     return local(name)

@@ -1,6 +1,6 @@
-"""What a user should know about an image that was read, such as that it is the first frame of many.
+"""Notes about an image that was read, such as that it is the first frame of many.
 
-Whoever puts images to use collects it for the warnings of a result; elsewhere it is a warning of Python.
+Pipelines collect them for the warnings of a result. Elsewhere they are Python warnings.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ _HEARD: ContextVar[list[str] | None] = ContextVar("heard", default=None)
 
 
 class ImageWarning(UserWarning):
-    """An image was read, and may not be what was meant."""
+    """An image was read, but may not be what was meant."""
 
 
 @contextmanager
 def collected() -> Iterator[list[str]]:
-    """Collect what is said of the images that are read within, in this thread."""
+    """Collect the notes about images that are read within, in this thread."""
     heard: list[str] = []
     token = _HEARD.set(heard)
     try:
@@ -29,7 +29,7 @@ def collected() -> Iterator[list[str]]:
 
 
 def say(what: str, sentence: str) -> None:
-    """Say something of an image. Args: what: what messages call it."""
+    """Add a note about an image. `what`: its name in messages."""
     heard = _HEARD.get()
     if heard is None:
         warnings.warn(f"{what}: {sentence}", ImageWarning, stacklevel=4)

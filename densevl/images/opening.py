@@ -1,4 +1,4 @@
-"""Opening what holds an encoded image: a path, bytes or an open file, behind a reader that knows where it ends."""
+"""Open an encoded image: a path, bytes or an open file, with a reader that detects truncated files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from densevl.errors import ImageError, suggest
 from densevl.files import shown
 from densevl.images.addresses import fetch, is_address, local, refuse_web
 
-CUT: Final = "the file ends before the picture does (cut download or copy?)"
+CUT: Final = "the file ends before the picture does (truncated download or copy?)"
 
 
 class StrictReader(io.BufferedReader):
-    """A file that, once `strict`, refuses to be read past its end.
+    """A file that, once `strict`, raises if it is read beyond its end.
 
-    Pillow asks for more when a picture is not finished, and with its global LOAD_TRUNCATED_IMAGES set (some popular
-    packages set it) takes an empty answer for "enough". Here the answer is an error, whatever that global says.
+    Pillow asks for more data while a picture is unfinished. If its global LOAD_TRUNCATED_IMAGES is set, as some popular
+    packages do, it accepts an empty answer. Here that is an error regardless of the global.
     """
 
     strict = False
@@ -35,23 +35,23 @@ class StrictReader(io.BufferedReader):
 
 
 def is_file(source: Any) -> bool:
-    """Whether `reader` takes it: a path, bytes, or something that reads like a file."""
+    """Return whether `reader` accepts it: a path, bytes, or an object with `read`."""
     return isinstance(source, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(source, "read")
 
 
 @contextmanager
 def reader(source: Any, name: str | None) -> Iterator[tuple[StrictReader, str]]:
-    """Open a source for reading from its beginning; a file that the caller opened stays open.
+    """Open a source for reading from its start. A file opened by the caller stays open.
 
     Args:
-        source: see `is_file`. name: what messages call it, None takes its path.
+        source: see `is_file`. name: its name in messages; None uses its path.
 
     Yields:
-        The reader, and what messages call the source.
+        The reader, and the source's name for messages.
 
     Raises:
-        ImageError: a path that is missing (with the closest names in its folder, unless `name` hides them), a folder, a
-            device, an address or locked; a file opened as text, closed, or that cannot seek.
+        ImageError: If a path is missing (the message suggests similar names in its folder, unless `name` is given), a
+            folder, a device, an address or locked; or a file is opened as text, closed, or cannot seek.
     """
     what = display_name(name)
     if isinstance(source, str | os.PathLike):
@@ -65,7 +65,7 @@ def reader(source: Any, name: str | None) -> Iterator[tuple[StrictReader, str]]:
         what = what or (shown(own) if isinstance(own, str) else f"the {type(source).__name__}")
         try:
             if not hasattr(source, "readinto") or not source.seekable():
-                raise ImageError(f"{what} is no binary file that can seek: open it with 'rb', or pass its content")
+                raise ImageError(f"{what} is not a seekable binary file: open it with 'rb', or pass its content")
             file = StrictReader(source)
             file.seek(0)
         except (OSError, ValueError, AttributeError, TypeError) as error:  # ValueError: a closed file
@@ -73,11 +73,11 @@ def reader(source: Any, name: str | None) -> Iterator[tuple[StrictReader, str]]:
         try:
             yield file, what
         finally:
-            file.detach()  # else it closes the caller's file when it goes
+            file.detach()  # otherwise it closes the caller's file when deleted
 
 
 def display_name(name: str | None) -> str:
-    """A caller's name of an image, often an upload's, on one line and not too long; "" for none."""
+    """Return a caller's name for an image, often that of an upload, on one line and shortened; "" for none."""
     return " ".join("".join(c if c.isprintable() else " " for c in name or "").split())[:200]
 
 
@@ -100,7 +100,7 @@ def _open_path(path: str, what: str, *, named: bool) -> StrictReader:
 
 
 def _near(path: Path) -> str:
-    """Return a hint for a missing file: names like it in its folder, or that the folder is missing too."""
+    """Return a hint for a missing file: similar names in its folder, or that the folder is missing too."""
     try:
         with os.scandir(path.parent) as entries:
             return suggest(path.name, [entry.name for entry in itertools.islice(entries, 2000)])

@@ -1,7 +1,7 @@
-"""`read_image` and `read_labels`: one image from whatever it comes as.
+"""`read_image` and `read_labels`: read one image from any kind of source.
 
-A file is recognised by its content, its size is checked against a cap before anything is decoded, and it is decoded
-to its end: a cut file is an error, never a picture with a grey tail.
+A file is recognised by its content, its size is checked before anything is decoded, and it is decoded to its end: a
+truncated file is an error, never a picture with a grey tail.
 """
 
 from __future__ import annotations
@@ -40,34 +40,33 @@ def read_image(
     bits: int | None = None,
     exif: bool = True,
 ) -> UInt8Array:
-    """Read one image, whatever it comes as.
+    """Read one image from any kind of source.
 
-    Rules: EXIF orientation is applied; of several frames or pages the first is taken; transparency is laid on white,
-    as most drawings with transparency are made for it; 16-bit grey is divided by 257 (its full range becomes 0-255, no
-    stretching); 16-bit colour files keep their high byte, unless `bits` is given; colour profiles are not applied. An
-    `ImageWarning` says where there were further frames, and where 16 bits hold so low values that they come out dark;
-    in the pipelines it is one of the result's `warnings`.
+    The EXIF orientation is applied. Of several frames or pages the first is used. Transparency is put on white, which
+    most transparent drawings are made for. 16-bit grey is divided by 257 (its full range becomes 0-255, without
+    stretching). 16-bit colour files keep their high byte, unless `bits` is given. Colour profiles are not applied. An
+    `ImageWarning` tells if there are further frames, or if 16-bit values are so low that they look dark; in pipelines
+    it is one of the result's `warnings`.
 
     Args:
-        source: a path (str or PathLike); the content of an image file (bytes); an open binary file that can seek, read
-            from its beginning and left open; a PIL image; a numpy array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4)
+        source: a path (str or PathLike); the content of an image file (bytes); an open, seekable binary file, which is
+            read from its start and left open; a PIL image; a numpy array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4)
             RGBA; or a torch tensor (H, W), (1, H, W), (3, H, W) or (4, H, W) on any device. Arrays and tensors are
             uint8 0-255, uint16 0-65535, bool, or float 0-1.
-        max_pixels: the most pixels a file or PIL image may have, checked before it is decoded. None takes what
-            `pixel_limit` says, else 100 million.
-        name: what messages call the image. They then hold no path, which suits a server.
-        bits: how many of its 16 bits an image uses, 8 to 16, as cameras and scanners with 10, 12 or 14 have it:
-            values 0 to 2**bits - 1 become 0-255. None takes what `bit_depth` says, else all 16. Images of 8 bits stay
-            as they are.
-        exif: whether the EXIF orientation is applied; else pixels are as they are stored.
+        max_pixels: limit for a file or PIL image, checked before it is decoded. None uses the setting of
+            `pixel_limit`, else 100 million.
+        name: the image's name in messages, which then contain no path. This suits a server.
+        bits: how many of its 16 bits an image uses, 8 to 16, for cameras and scanners with 10, 12 or 14: values 0 to
+            2**bits - 1 become 0-255. None uses the setting of `bit_depth`, else all 16. 8-bit images are unaffected.
+        exif: whether to apply the EXIF orientation; otherwise pixels are as stored.
 
     Returns:
-        uint8 RGB (H, W, 3), 0-255, C-contiguous, writable, sharing memory with nothing.
+        uint8 RGB (H, W, 3), 0-255, C-contiguous, writable, in memory of its own.
 
     Raises:
-        ImageError: the source is missing, cut, damaged, too large, no image, or an array outside the rules above; or it
-            holds values of more than `bits`.
-        MissingExtraError: a HEIC picture, without the extra "heif".
+        ImageError: If the source is missing, truncated, damaged, too large, not an image, or an array outside the rules
+            above, or it has values of more than `bits`.
+        MissingExtraError: If it is a HEIC picture and the extra "heif" is not installed.
 
     Examples:
         >>> rgb = read_image(await upload.read(), name=upload.filename)
@@ -106,10 +105,11 @@ def read_image(
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its pixels.
+    """The header of an image file.
 
     Attributes:
-        size: (height, width) as stored. turn: the EXIF orientation, 1 to 8; 1 is upright. `read_image` turns others.
+        size: (height, width) as stored. turn: the EXIF orientation, 1 to 8; 1 is upright, and `read_image` turns
+            others.
     """
 
     size: tuple[int, int]
@@ -117,10 +117,10 @@ class Header:
 
 
 def header(path: str | os.PathLike[str], *, max_pixels: int | None = None) -> Header:
-    """Read the header of an image file, without decoding it.
+    """Read the header of an image file without decoding it.
 
     Raises:
-        ImageError: the file is missing, too large or no image.
+        ImageError: If the file is missing, too large or not an image.
     """
     with opened(path, None, max_pixels) as (image, _):
         return Header((image.height, image.width), turn_of(image))
@@ -129,32 +129,32 @@ def header(path: str | os.PathLike[str], *, max_pixels: int | None = None) -> He
 def read_labels(
     source: str | os.PathLike[str] | Any, *, max_pixels: int | None = None, name: str | None = None
 ) -> npt.NDArray[np.int32]:
-    """Read a label map, keeping the stored numbers as class ids: no colours, no scaling.
+    """Read a label map. The stored numbers are the class ids, without colours or scaling.
 
     Args:
-        source: a PNG or TIFF with one channel: palette, or grey of 1, 2, 4, 8, 16 or 32 bits; or with three that are
-            equal at every pixel, which are read as one, and opaque alpha. A path, bytes or an open binary file.
-        max_pixels: the most pixels the file may have, checked before it is decoded; None as in `read_image`.
-        name: what messages call it; see `read_image`.
+        source: a path, bytes or an open binary file of a PNG or TIFF with one channel: palette, or grey of 1, 2, 4, 8,
+            16 or 32 bits. Three channels that are equal at every pixel are read as one, also with opaque alpha.
+        max_pixels: limit for the file, checked before it is decoded; None as in `read_image`.
+        name: its name in messages; see `read_image`.
 
     Returns:
         int32 (H, W), the ids as stored.
 
     Raises:
-        ImageError: the file cannot be read, or is a colour picture or of a lossy format.
+        ImageError: If the file cannot be read, is a colour picture or has a lossy format.
     """
     if not is_file(source):
         raise ImageError(f"cannot read labels from {type(source).__name__}: give a path, bytes or a binary file")
     with opened(source, name, max_pixels, formats=("PNG", "TIFF")) as (image, what):
-        # Pillow stretches grey of 2 and 4 bits over 0-255; the decoder's name for the layout tells how far.
+        # Pillow stretches 2- and 4-bit grey over 0-255. The decoder's name of the layout tells the factor.
         layout = image.tile[0].args if image.tile else None
         decode(image, what)
         if ";16" not in str(layout) and (grey := _grey(image)) is not None:
             return grey
         if image.mode not in {"P", "L", "1", "I"} and not image.mode.startswith("I;16"):
             raise ImageError(
-                f"{what} is no label map: it has colours (mode {image.mode}); "
-                "save one class id a pixel as a palette or grey PNG"
+                f"{what} is not a label map: it has colours (mode {image.mode}); "
+                "save one class id per pixel as a palette or grey PNG"
             )
         labels = np.asarray(image).astype(np.int32)
     if image.mode == "L":
@@ -165,10 +165,10 @@ def read_labels(
 def read_values(
     source: str | os.PathLike[str] | Any, *, max_pixels: int | None = None, name: str | None = None
 ) -> npt.NDArray[np.int32] | npt.NDArray[np.float32]:
-    """Read measurements, such as depth: the floats (H, W) of a TIFF that stores them, else as `read_labels`.
+    """Read measurements such as depth: the floats (H, W) of a TIFF that stores them, or else like `read_labels`.
 
     Raises:
-        ImageError: as `read_labels`.
+        ImageError: As for `read_labels`.
     """
     if is_file(source):
         with opened(source, name, max_pixels, formats=("PNG", "TIFF")) as (image, what):
@@ -179,7 +179,7 @@ def read_values(
 
 
 def _grey(image: Image.Image) -> npt.NDArray[np.int32] | None:
-    """The one channel of a decoded picture in RGB, RGBA or LA whose colours are all grey and opaque; else None."""
+    """Return the one channel of a decoded RGB, RGBA or LA picture if all colours are grey and opaque; else None."""
     if image.mode not in {"RGB", "RGBA", "LA"}:
         return None
     pixels = np.asarray(image)
@@ -197,10 +197,10 @@ def _say_frame(image: Image.Image, what: str) -> None:
     if (count := frames(image)) > 1:
         here = image.tell() + 1
         many = f"{count:,} or more" if count == MOST_FRAMES else str(count)
-        taken = "the first is" if here == 1 else f"number {here} is"
-        say(what, f"the image has {many} frames or pages, of which {taken} taken; others are read by PIL's seek()")
+        used = "the first" if here == 1 else f"number {here}"
+        say(what, f"the image has {many} frames or pages, and {used} is used; read others with PIL's seek()")
 
 
 def _described(name: str | None, what: str) -> str:
-    """What messages call an array: its type and shape are most of what can be wrong with it."""
+    """Return an array's name for messages, with its type and shape, which explain most errors."""
     return f"{display_name(name)} ({what})" if name else what

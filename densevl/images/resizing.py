@@ -1,4 +1,4 @@
-"""Sizes and resizing as the papers' code has them."""
+"""Sizes and resizing as in the papers' code."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from densevl.errors import ImageError
 from densevl.images.pixels import UInt8Array
 
 Rows = Callable[[int, int], UInt8Array]
-"""First and last (exclusive) row to these rows of an image, uint8 (rows, W, C)."""
+"""Takes the first and last (exclusive) row, and returns these rows of an image, uint8 (rows, W, C)."""
 
 
 def keep_ratio_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
-    """Return the size an image gets when it is fitted into a box without changing its ratio (mmcv's rule).
+    """Return the size of an image fitted into a box with its aspect ratio kept (mmcv's rule).
 
     Args:
-        height, width: the image, in pixels.
-        short_side, long_side: the most its shorter and its longer side may have, in pixels; the larger scale that
-            keeps both is taken, so the image may grow.
+        height, width: size of the image in pixels.
+        short_side, long_side: limits of its shorter and longer side, in pixels. The largest scale that keeps both is
+            used, so the image may grow.
 
     Returns:
         (height, width), rounded half up, each at least 1.
 
     Raises:
-        ImageError: a number is below 1.
+        ImageError: If a number is below 1.
     """
     if min(height, width, short_side, long_side) < 1:
         raise ImageError(f"cannot fit {height}x{width} into {short_side}x{long_side}: every side must be at least 1")
@@ -38,8 +38,8 @@ def keep_ratio_size(height: int, width: int, short_side: int, long_side: int) ->
 def resize(rgb: UInt8Array, size: tuple[int, int]) -> UInt8Array:
     """Resize by bilinear interpolation between the four nearest pixels, without antialiasing.
 
-    This is what the papers' code does (mmcv, OpenCV's INTER_LINEAR, torch with align_corners=False): results agree
-    with those within one grey level. Shrinking skips pixels; that is the protocol, not an oversight.
+    This is what the papers' code does (mmcv, OpenCV's INTER_LINEAR, torch with align_corners=False). Results agree with
+    theirs within one grey level. Shrinking skips pixels, on purpose: that is the protocol.
 
     Args:
         rgb: uint8 (H, W, C), 0-255.
@@ -49,7 +49,7 @@ def resize(rgb: UInt8Array, size: tuple[int, int]) -> UInt8Array:
         uint8 (height, width, C), rounded half up, C-contiguous.
 
     Raises:
-        ImageError: the array is not uint8 (H, W, C), is empty, or the size is below 1.
+        ImageError: If the array is not uint8 (H, W, C) or is empty, or the size is below 1.
     """
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or 0 in rgb.shape:
         raise ImageError(f"cannot resize {rgb.dtype} {rgb.shape}: give uint8 (H, W, C), at least 1x1")
@@ -60,10 +60,10 @@ def resize(rgb: UInt8Array, size: tuple[int, int]) -> UInt8Array:
 
 
 def resized_rows(read: Rows, source: tuple[int, int], size: tuple[int, int]) -> Rows:
-    """Rows of an image as `resize` gives them, from rows of it.
+    """Return a function that gives rows of an image resized as by `resize`, from rows of the image.
 
     Args:
-        read: rows of the image, uint8 (rows, W, C); of (height, width) `source`. size: the new (height, width).
+        read: gives rows of the image, uint8 (rows, W, C). source: its (height, width). size: the new (height, width).
     """
     top, bottom, down = _taps(source[0], size[0])
     left, right, across = _taps(source[1], size[1])
@@ -73,7 +73,7 @@ def resized_rows(read: Rows, source: tuple[int, int], size: tuple[int, int]) -> 
         lowest = int(top[first])
         rgb = read(lowest, int(bottom[last - 1]) + 1)
         out = np.empty((last - first, size[1], rgb.shape[2]), np.uint8)
-        step = max(1, 2**18 // out[0].size)  # bands that stay in the processor's cache
+        step = max(1, 2**18 // out[0].size)  # bands that fit in the processor's cache
         for start in range(first, last, step):
             band = slice(start, min(start + step, last))
             lines, places = np.unique(np.concatenate([top[band], bottom[band]]), return_inverse=True)
@@ -87,14 +87,14 @@ def resized_rows(read: Rows, source: tuple[int, int], size: tuple[int, int]) -> 
 
 
 class Band:
-    """Rows of an image that is read once from top to bottom: those that overlap the last ones asked for are kept."""
+    """Rows of an image that is read once from top to bottom. Rows that overlap the previous request are kept."""
 
     def __init__(self, read: Rows) -> None:
         self._read, self._first = read, 0
         self._rows: UInt8Array = np.empty((0, 0, 3), np.uint8)
 
     def __call__(self, start: int, stop: int) -> UInt8Array:
-        """Rows from `start` to `stop`; neither may go back."""
+        """Return rows from `start` to `stop`. Neither may decrease."""
         end = self._first + len(self._rows)
         if end <= start:
             self._rows = self._read(start, stop)
@@ -107,7 +107,7 @@ class Band:
 
 
 def _taps(old: int, new: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float32]]:
-    """Return for each new position its two old neighbours and the share of the second, both (new,)."""
+    """Return for each new position its two old neighbours and the weight of the second, each (new,)."""
     centre = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
     first = centre.astype(np.intp)
     return first, np.minimum(first + 1, old - 1), (centre - first).astype(np.float32)

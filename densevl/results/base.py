@@ -1,4 +1,4 @@
-"""What all results share: files, comparison, cutting to some classes, and showing themselves in a notebook."""
+"""The base of all results: files, comparison, restriction to some classes, and display in a notebook."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from densevl.saved import Kind, read_json
 if TYPE_CHECKING:
     pass
 
-#: The name of what carries no label, in `fractions` and `mask`.
+#: The name of pixels without label, in `fractions` and `mask`.
 UNLABELLED = "nothing"
 VOLATILE = ("seconds",)
-"""Of meta, what is not written: a second run is to give the same files."""
-SHOWN = 800  # pixels along the long side, in a notebook
+"""Keys of meta that are not written, so that a second run gives the same files."""
+SHOWN = 800  # pixels of the long side, in a notebook
 RESULT = Kind("result", DensevlError, "save it again")
 
 
 class Result(ABC):
-    """What every result can do besides its own: be saved and read, compared, cut to some classes, and shown.
+    """Base class of results. They can be saved and read, compared, restricted to some classes, and displayed.
 
-    Two results are equal if what their files would say is: arrays by their numbers, and not how long it took, the
-    photo's pixels, or what needs the model. As they hold arrays, results have no hash.
+    Two results are equal if their files would be: arrays are compared by value, but not the duration, the photo's
+    pixels, or anything that needs the model. Results hold arrays and have no hash.
 
     Attributes:
-        names: the classes. image: uint8 RGB (H, W, 3). meta: what made it. warnings: a sentence each.
+        names: the classes. image: uint8 RGB (H, W, 3). meta: what made it. warnings: one sentence each.
     """
 
     names: tuple[str, ...]
@@ -53,11 +53,11 @@ class Result(ABC):
 
     @abstractmethod
     def overlay(self, *, legend: bool = True) -> npt.NDArray[np.uint8]:
-        """Draw what was found over the photo: uint8 RGB. Args: legend: with the names below."""
+        """Draw the result over the photo: uint8 RGB. `legend`: add the names below."""
 
     @abstractmethod
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
-        """Write the files that `load` reads, all or none, and return their paths."""
+        """Write the files that `load` reads, either all or none, and return their paths."""
 
     @classmethod
     @abstractmethod
@@ -66,15 +66,15 @@ class Result(ABC):
 
     @abstractmethod
     def only(self, names: str | Iterable[str]) -> Self:
-        """The result with only these classes; what was another is nothing."""
+        """Return the result with only these classes. Others become nothing."""
 
     @abstractmethod
     def _content(self) -> dict[str, Any]:
-        """All that files hold: arrays, and JSON types."""
+        """Return everything that files contain: arrays and JSON types."""
 
     @abstractmethod
     def _shares(self) -> dict[str, tuple[int | None, str]]:
-        """What a notebook lists: by name the number of its colour, and how much of it there is."""
+        """Return what a notebook lists: by name the index of its colour, and its amount as text."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, type(self)) or type(other) is not type(self):
@@ -84,7 +84,7 @@ class Result(ABC):
     __hash__ = None  # type: ignore[assignment]  # arrays may change
 
     def _repr_html_(self) -> str:
-        """The overlay, at most 800 pixels long, and a legend; one piece of HTML without script."""
+        """Return the overlay, at most 800 pixels long, with a legend, as HTML without scripts."""
         picture = Image.fromarray(self.overlay(legend=False))
         picture.thumbnail((SHOWN, SHOWN))
         data = b64encode(encode_png(picture)).decode()
@@ -95,11 +95,11 @@ class Result(ABC):
             f"{escape(share)}</span> "
             for name, (number, share) in shares.items()
         )
-        told = "".join(f"<div>{escape(text)}</div>" for text in self.warnings)
-        return f'<div><img src="data:image/png;base64,{data}" alt="overlay"/><div>{rows}</div>{told}</div>'
+        warnings = "".join(f"<div>{escape(text)}</div>" for text in self.warnings)
+        return f'<div><img src="data:image/png;base64,{data}" alt="overlay"/><div>{rows}</div>{warnings}</div>'
 
     def _facts(self) -> dict[str, Any]:
-        """Meta and warnings as files have them: plain, and without what changes from run to run."""
+        """Return meta and warnings for files, without what changes from run to run."""
         meta = {key: value for key, value in self.meta.items() if key not in VOLATILE}
         return {"meta": meta, "warnings": list(self.warnings)}
 
@@ -111,26 +111,26 @@ def _swatch(colours: list[list[int]], number: int | None) -> str:
 
 
 def to_json(content: dict[str, Any]) -> bytes:
-    """The JSON file of a result.
+    """Return the JSON file of a result.
 
     Raises:
-        OutputError: meta is no JSON.
+        OutputError: If meta is not JSON.
     """
     try:
         text = json.dumps(
             {"densevl": __version__, **content}, ensure_ascii=False, indent=1, allow_nan=False, default=_plain
         )
     except (TypeError, ValueError, RecursionError) as error:
-        raise OutputError(f"cannot save the result: its meta is no JSON: {error}") from error
-    # A file name that is not UTF-8 holds lone surrogates; as escapes they are valid JSON and read back the same.
+        raise OutputError(f"cannot save the result: its meta is not JSON: {error}") from error
+    # A file name that is not UTF-8 contains lone surrogates. Escaped, they are valid JSON and read back the same.
     return text.encode(errors="backslashreplace")
 
 
 def from_json(path: Path, needed: Collection[str]) -> dict[str, Any]:
-    """Read the JSON file of a result: what is needed is there, and size, names, meta and warnings are sound.
+    """Read the JSON file of a result, and check that it is complete and its common facts are valid.
 
     Raises:
-        DensevlError: missing, damaged, or of another kind of result.
+        DensevlError: If it is missing, damaged, or of another kind of result.
     """
     content = read_json(path, RESULT, {"size", "meta", "warnings", *needed})
     with RESULT.sense(path):
@@ -139,36 +139,38 @@ def from_json(path: Path, needed: Collection[str]) -> dict[str, Any]:
 
 
 def require_facts(content: Mapping[str, Any], max_pixels: int | None = None) -> None:
-    """Refuse content in which the facts that all results share are not what was saved.
+    """Refuse content whose common facts are not valid.
 
     Args:
-        max_pixels: of its size; None is that of `images.pixel_limit`.
+        max_pixels: limit of its size; None is that of `images.pixel_limit`.
 
     Raises:
-        ValueError, KeyError: what is wrong.
+        ValueError, KeyError: With what is wrong.
     """
     for name in ("names", "warnings"):
         texts = content.get(name, [])
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"its {name} are no list of texts")
+            raise ValueError(f"its {name} are not a list of strings")
     if not isinstance(content["meta"], dict) or not isinstance(content["meta"].get("image", ""), str | None):
-        raise ValueError("its meta is no object, or does not name the photo by a text")
+        raise ValueError("its meta is not an object, or its image is not a string")
     size = content["size"]
     most = most_pixels() if max_pixels is None else max_pixels
     sides = [size.get(side, 0) for side in ("height", "width")] if isinstance(size, dict) else [0]
     if not all(type(side) is int and side > 0 for side in sides) or math.prod(sides) > most:
-        raise ValueError(f"its size is {str(size)[:80]}: a height and a width above 0, {most:,} pixels at most")
+        raise ValueError(
+            f"its size is {str(size)[:80]}: it must have a height and a width above 0, and at most {most:,} pixels"
+        )
 
 
 def photo_of(content: Mapping[str, Any], image: Any = None) -> npt.NDArray[np.uint8]:
-    """The photo of a saved result: the one given, else that whose path meta has, else white, which a warning says.
+    """Return the photo of a saved result: the one given, or from the path in its meta, or white with a warning.
 
     Args:
-        content: what `from_json` read.
+        content: from `from_json`.
 
     Raises:
-        ImageError: the one given cannot be read.
-        DensevlError: it is of another size.
+        ImageError: If the given photo cannot be read.
+        DensevlError: If it has another size.
     """
     size = content["size"]["height"], content["size"]["width"]
     source = image if image is not None else content["meta"].get("image")
@@ -178,22 +180,22 @@ def photo_of(content: Mapping[str, Any], image: Any = None) -> npt.NDArray[np.ui
             photo = read_image(source)
             if photo.shape[:2] == size:
                 return photo
-            reason = f"{shown(str(source))} is {photo.shape[0]}x{photo.shape[1]} and the result {size[0]}x{size[1]}"
+            reason = f"{shown(str(source))} is {photo.shape[0]}x{photo.shape[1]} but the result {size[0]}x{size[1]}"
         except ImageError as error:
             if image is not None:
                 raise
             reason = str(error)
     if image is not None:
         raise DensevlError(f"the photo of another result: {reason}")
-    logging.getLogger(__name__).warning("a result is read without its photo, white stands for it: %s", reason)
+    logging.getLogger(__name__).warning("a result is read without its photo, and a white one is used: %s", reason)
     return np.full((*size, 3), 255, np.uint8)
 
 
 def chosen(names: str | Iterable[str], known: Sequence[str]) -> list[int]:
-    """The numbers of some classes, in their own order.
+    """Return the indices of some classes, in their own order.
 
     Raises:
-        DensevlError: an unknown name, or none.
+        DensevlError: If a name is unknown, or none is given.
     """
     asked = list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
     for name in asked:
@@ -213,9 +215,9 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Turn what meta commonly holds into JSON types."""
+    """Convert common values in meta to JSON types."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    raise TypeError(f"{type(value).__name__} is no JSON type")
+    raise TypeError(f"{type(value).__name__} is not a JSON type")

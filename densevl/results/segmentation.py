@@ -1,4 +1,4 @@
-"""`SegmentationResult`: a label map with its names, and its ways out (picture, files, COCO, boxes)."""
+"""`SegmentationResult`: a label map with names, and its conversions (picture, files, COCO, boxes)."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from densevl.results.base import RESULT, UNLABELLED, Result, chosen, from_json, 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SegmentationResult(Result):
-    """One label a pixel, with its names.
+    """One label per pixel, with names.
 
     Attributes:
-        labels: int16 (H, W), index into `names`, -1 where nothing.
+        labels: int16 (H, W), index into `names`, -1 for nothing.
         names: the display name of each class, all different.
-        confidence: float32 (H, W), probability of the chosen label, 0-1; where nothing, of what won instead.
+        confidence: float32 (H, W), probability of the chosen label, 0-1; for nothing, of what won instead.
         image: uint8 RGB (H, W, 3), the photo, upright.
-        meta: what made it (model, recipe, protocol, background, path, versions, timing); ready for JSON.
-        warnings: what the user should know about this result, a sentence each.
-        scores_fn: computes `scores` when they are asked for; called at most once.
+        meta: what it was made with (model, recipe, protocol, background, path, versions, timing), ready for JSON.
+        warnings: what the user should know about this result, one sentence each.
+        scores_fn: computes `scores` on demand; called at most once.
         chances_fn: computes probabilities (K + 1, h, w) at some rows (h,) and columns (w,), for `at` and `top`.
-        again_fn: labels the photo anew from kept features, for `reclassify`.
+        again_fn: labels the photo again from kept features, for `reclassify`.
 
     Raises:
-        DensevlError: shapes, types or ranges contradict this list.
+        DensevlError: If shapes, types or ranges do not match this list.
     """
 
     labels: npt.NDArray[np.int16]
@@ -71,7 +71,7 @@ class SegmentationResult(Result):
             raise DensevlError("confidence must be a probability, 0 to 1, at every pixel")
 
     def __getstate__(self) -> dict[str, Any]:
-        # closures over the model cannot go to another process
+        # closures over the model cannot be sent to another process
         return {**self.__dict__, "scores_fn": None, "chances_fn": None, "again_fn": None}
 
     def __repr__(self) -> str:
@@ -83,10 +83,10 @@ class SegmentationResult(Result):
 
     @cached_property
     def scores(self) -> npt.NDArray[np.float32]:
-        """Score of every class at every pixel, float32 (K, H, W); computed when first asked for, then kept.
+        """Score of every class at every pixel, float32 (K, H, W). Computed on first use, then kept.
 
         Raises:
-            DensevlError: the result was made without the means to compute them.
+            DensevlError: If the result has no function to compute them.
         """
         if self.scores_fn is None:
             raise DensevlError("this result has no scores: they are not kept in files; run the segmenter again")
@@ -95,32 +95,33 @@ class SegmentationResult(Result):
         return scores
 
     def reclassify(self, labels: Any, *, background: Any = "auto") -> SegmentationResult:
-        """The photo under other labels, from the features that a call with `keep=True` kept: the image tower rests.
+        """Label the photo with other labels, from features kept by a call with `keep=True`, without the image tower.
 
         Args:
-            labels, background: as the segmenter takes them.
+            labels, background: as for the segmenter.
 
         Returns:
-            What a new call would give, with scores off by less than 1e-3, as features are kept in half precision.
+            The result of a new call, with scores off by less than 1e-3, because features are kept in half precision.
 
         Raises:
-            DensevlError: nothing was kept. LabelError, OptionError: unusable labels or background.
+            DensevlError: If no features were kept.
+            LabelError, OptionError: If labels or background are unusable.
         """
         if self.again_fn is None:
             raise DensevlError(
-                "this result kept no features: call the segmenter again, with keep=True if it has that, and stay in "
-                "one process"
+                "this result has no kept features: call the segmenter again, with keep=True if it has that, and stay "
+                "in one process"
             )
         return self.again_fn(labels, background=background)
 
     def at(self, y: int, x: int, k: int = 5) -> list[tuple[str, float]]:
-        """The likeliest classes of a pixel, "nothing" among them, with their probabilities, best first.
+        """Return the likeliest classes of a pixel, including "nothing", with their probabilities, best first.
 
-        Probabilities are of the softmax that made `confidence`, background words included; `labels` may still differ
-        from the first one where a threshold or a vote decided.
+        The probabilities are those of the softmax for `confidence`, including background words. `labels` may still
+        differ from the first one if a threshold or a vote decided.
 
         Raises:
-            DensevlError: outside the photo, or the result was read from a file.
+            DensevlError: If the pixel is outside the photo, or the result was read from a file.
         """
         height, width = self.labels.shape
         if not (0 <= y < height and 0 <= x < width):
@@ -132,16 +133,16 @@ class SegmentationResult(Result):
     def top(
         self, k: int = 5, size: tuple[int, int] | None = None
     ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:
-        """The k likeliest classes of every cell of a grid laid over the photo, read at the cells' centres.
+        """Return the k likeliest classes of every cell of a grid over the photo, sampled at the cells' centres.
 
         Args:
-            size: (h, w) of the grid; None takes 48 cells along the long side.
+            size: (h, w) of the grid; None uses 48 cells along the long side.
 
         Returns:
-            classes (k, h, w) int16, -1 for nothing; and their probabilities (k, h, w) float32, best first; see `at`.
+            Classes (k, h, w) int16, -1 for nothing, and probabilities (k, h, w) float32, best first; see `at`.
 
         Raises:
-            DensevlError: the result was read from a file.
+            DensevlError: If the result was read from a file.
         """
         shape = self.labels.shape
         size = size or (max(1, round(48 * shape[0] / max(shape))), max(1, round(48 * shape[1] / max(shape))))
@@ -161,10 +162,10 @@ class SegmentationResult(Result):
         return order, np.take_along_axis(chance, order, axis=0)
 
     def area(self, name: str) -> int:
-        """Return how many pixels a class, or "nothing", covers.
+        """Return the number of pixels of a class, or of "nothing".
 
         Raises:
-            DensevlError: the name is unknown.
+            DensevlError: If the name is unknown.
         """
         return int(self._areas[self._indices_of(name)].sum())
 
@@ -173,21 +174,21 @@ class SegmentationResult(Result):
         return {name: self.area(name) / self.labels.size for name in self._index}
 
     def mask(self, name: str) -> npt.NDArray[np.bool_]:
-        """Return where a class, or "nothing", lies: bool (H, W).
+        """Return where a class, or "nothing", is: bool (H, W).
 
         Raises:
-            DensevlError: the name is unknown.
+            DensevlError: If the name is unknown.
         """
         return np.isin(self.labels, self._indices_of(name))
 
     def only(self, names: str | Iterable[str]) -> SegmentationResult:
-        """The result with only these classes, in the order they have; pixels of others are nothing.
+        """Return the result with only these classes, in their present order. Pixels of others become nothing.
 
         Raises:
-            DensevlError: an unknown name, or none.
+            DensevlError: If a name is unknown, or none is given.
         """
         kept = chosen(names, self.names)
-        number = np.full(len(self.names) + 1, -1, np.int16)  # the last is nothing's
+        number = np.full(len(self.names) + 1, -1, np.int16)  # the last is for nothing
         number[kept] = np.arange(len(kept))
         scores, chances = self.scores_fn, self.chances_fn
 
@@ -207,8 +208,8 @@ class SegmentationResult(Result):
         """Draw the labels over the photo.
 
         Args:
-            alpha: strength of the colours, 0-1. legend: with names and shares below.
-            captions: with a name on the largest part of each class, where it fits.
+            alpha: strength of the colours, 0-1. legend: add names and shares below.
+            captions: put a name on the largest part of each class, if it fits.
 
         Returns:
             uint8 RGB (H + legend, W, 3); a photo narrower than its legend is centred, so W may grow too.
@@ -220,21 +221,21 @@ class SegmentationResult(Result):
 
         For "out/street.png":
 
-        - `street.png`: the class index of each pixel, as a palette PNG with 255 where nothing; with more than 255
-          classes as 16-bit grey with 65535 where nothing;
-        - `street.json`: names, colours, fractions, size, the number for nothing, meta and warnings;
+        - `street.png`: the class index of each pixel, as a palette PNG with 255 for nothing; with more than 255 classes
+          as 16-bit grey with 65535 for nothing;
+        - `street.json`: names, colours, fractions, size, the value for nothing, meta and warnings;
         - `street_confidence.png`: confidence in 255 steps, 8-bit grey;
         - `street_overlay.png`: `overlay()`.
 
         Args:
-            path: the label map's path, ending in .png; missing folders are made.
+            path: the label map's path, ending in .png; missing folders are created.
             overlay: also write the overlay.
 
         Returns:
             The paths written.
 
         Raises:
-            OutputError: the ending is not .png, the disk refuses, or meta is no JSON.
+            OutputError: If the extension is not .png, the files cannot be written, or meta is not JSON.
         """
         path = Path(path)
         if path.suffix.lower() != ".png":
@@ -249,14 +250,14 @@ class SegmentationResult(Result):
     def load(cls, path: str | os.PathLike[str], *, image: Any = None) -> Self:
         """Read what `save` wrote.
 
-        Scores and chances are not in files, and confidence has 255 steps there.
+        Scores and probabilities are not in files, and confidence is stored in 255 steps.
 
         Args:
-            path: of the label map or its JSON. image: the photo; None looks where `meta["image"]` says, and takes a
-                white one if it is not there.
+            path: of the label map or its JSON. image: the photo; None uses the path in `meta["image"]`, or a white one
+                if that does not exist.
 
         Raises:
-            DensevlError: missing or damaged files, or of another size.
+            DensevlError: If files are missing or damaged, or differ in size.
         """
         path = RESULT.path(path)
         path = path if path.suffix.lower() == ".png" else path.with_suffix(".png")
@@ -267,13 +268,13 @@ class SegmentationResult(Result):
 
     @classmethod
     def of(cls, key: Mapping[str, Any], labels: Any, confidence: Any, image: npt.NDArray[np.uint8]) -> Self:
-        """The result that saved files tell of, over a photo uint8 RGB (H, W, 3).
+        """Build the result from saved files, over a photo uint8 RGB (H, W, 3).
 
         Args:
-            key: what the JSON holds. labels, confidence: the two PNG files, as paths or bytes.
+            key: content of the JSON. labels, confidence: the two PNG files, as paths or bytes.
         """
         numbers, steps = read_labels(labels), read_labels(confidence)
-        if numbers.max() > max(key["nothing"], len(key["names"])):  # before int16 wraps them round
+        if numbers.max() > max(key["nothing"], len(key["names"])):  # before int16 wraps around
             raise ValueError(f"a pixel has the number {numbers.max()}, of {len(key['names'])} classes")
         found = np.where(numbers == key["nothing"], -1, numbers).astype(np.int16)
         shares = (steps / 255).astype(np.float32)
@@ -284,10 +285,10 @@ class SegmentationResult(Result):
 
         Args:
             image_id: copied into each annotation.
-            compressed: run lengths as COCO's short string, else as a list of integers.
+            compressed: run lengths as COCO's short string, or else as a list of integers.
 
         Returns:
-            Dicts with image_id, category_id (class index + 1, as COCO counts from 1), category_name, segmentation
+            Dicts with image_id, category_id (class index + 1, since COCO counts from 1), category_name, segmentation
             (RLE), area in pixels, bbox [x, y, width, height] in pixels, score (mean confidence) and iscrowd 0.
         """
         height, width = self.labels.shape
@@ -312,7 +313,7 @@ class SegmentationResult(Result):
         (N,), confidence float32 (N,) the mean over the class, data["class_name"] (N,).
 
         Raises:
-            MissingExtraError: supervision is not installed.
+            MissingExtraError: If supervision is not installed.
         """
         try:
             import supervision
@@ -337,14 +338,14 @@ class SegmentationResult(Result):
 
     @cached_property
     def _index(self) -> dict[str, list[int]]:
-        """The label values of each name; a class called "nothing" shares that name with the pixels without label."""
+        """The label values of each name. A class named "nothing" shares its name with pixels without label."""
         index = {name: [number] for number, name in enumerate(self.names)}
         index.setdefault(UNLABELLED, []).append(-1)
         return index
 
     @cached_property
     def _areas(self) -> npt.NDArray[np.int64]:
-        """Pixels of each class and, last, of nothing: int64 (K + 1,), so that -1 finds its place."""
+        """Pixels of each class and last of nothing, int64 (K + 1,), so that index -1 works."""
         return np.roll(np.bincount(self.labels.ravel() + 1, minlength=len(self.names) + 1), -1)
 
     @cached_property
@@ -358,7 +359,7 @@ class SegmentationResult(Result):
         return 255 if len(self.names) <= 255 else 65535
 
     def label_png(self) -> bytes:
-        """The class index of each pixel as a PNG file, as `save` writes it."""
+        """Return the class index of each pixel as a PNG file, as `save` writes it."""
         if self._nothing_value > 255:
             return encode_png(Image.fromarray(self.labels.astype(np.uint16)))  # -1 wraps to 65535
         picture = Image.fromarray(self.labels.astype(np.uint8))  # -1 wraps to 255
@@ -368,7 +369,7 @@ class SegmentationResult(Result):
         return encode_png(picture)
 
     def _steps(self) -> npt.NDArray[np.uint8]:
-        """Confidence as files have it, 0-255."""
+        """Return confidence as stored in files, 0-255."""
         return np.rint(self.confidence.clip(0, 1) * 255).astype(np.uint8)
 
     def _content(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""A server: the pipelines over HTTP, and one page over the same API."""
+"""A server: the pipelines over HTTP, and a web page that uses the same API."""

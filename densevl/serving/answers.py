@@ -1,7 +1,7 @@
-"""Results as clients get them: JSON with maps as PNG, or the files that results write.
+"""Results for clients: JSON with maps as PNG, or the files that results write.
 
 A map is an RGB PNG that a canvas reads back exactly: red + 256 * green is the class, 65535 for nothing, and blue is the
-confidence in 255 steps. It has no alpha, no gamma and no profile, which would change values.
+confidence in 255 steps. It has no alpha, gamma or profile, which would change values.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from densevl.serving.models import Segmented
 
 NOTHING = 65535
 MEDIA = {".json": "application/json", ".geojson": "application/geo+json", ".html": "text/html"}
-NAMED = 5  # classes that are listed for a region
+NAMED = 5  # classes listed for a region
 
 
 class Size(BaseModel):
-    """Pixels of the photo, upright."""
+    """Size of the upright photo in pixels."""
 
     height: int
     width: int
 
 
 class Told(BaseModel):
-    """What all answers hold."""
+    """Fields of all answers."""
 
     size: Size
     names: list[str] = Field(description="the classes, in order")
     meta: dict[str, Any] = Field(description="what made the result: model, recipe, settings, versions")
-    warnings: list[str] = Field(description="what a user should know, a sentence each")
+    warnings: list[str] = Field(description="what a user should know, one sentence each")
 
 
 class Alternatives(BaseModel):
@@ -56,7 +56,7 @@ class Alternatives(BaseModel):
 
     height: int = Field(description="cells")
     width: int
-    count: int = Field(description="classes a cell, best first")
+    count: int = Field(description="classes per cell, best first")
     map: str = Field(description="`count` grids below each other: an RGB PNG in base64, as `map` of the answer")
 
 
@@ -75,14 +75,14 @@ class SessionLabels(Segmentation):
     """A label map of a labelling session."""
 
     units: str = Field(
-        description="RGB PNG in base64: red + 256 * green + 65536 * blue is the number of what a click takes there"
+        description="RGB PNG in base64: red + 256 * green + 65536 * blue is the number of the unit that a click selects"
     )
 
 
 class Region(BaseModel):
     """A region and its name."""
 
-    name: str = Field(description='"nothing" where it is none of the classes')
+    name: str = Field(description='"nothing" if it is none of the classes')
     label: int = Field(description="the number of the class, -1 for nothing")
     score: float
     quality: float = Field(description="of the mask, 0 to 1")
@@ -119,7 +119,7 @@ class Naming(Told):
 class SessionPhoto(BaseModel):
     """A photo of a labelling session."""
 
-    number: int = Field(description="by which it is asked for")
+    number: int = Field(description="number of the photo in requests")
     name: str
     doubt: float = Field(description="the share of places where words and corrections disagree, 0 to 1")
     corrections: int
@@ -128,17 +128,17 @@ class SessionPhoto(BaseModel):
 class Session(BaseModel):
     """A labelling session."""
 
-    session: str = Field(description="by which it is asked for; who knows it may see its photos' labels")
+    session: str = Field(description="identifier of the session in requests; anyone who has it can see its labels")
     names: list[str]
     colours: list[tuple[int, int, int]] = Field(description="RGB of each class")
-    photos: list[SessionPhoto] = Field(description="those to look at first come first")
+    photos: list[SessionPhoto] = Field(description="those to look at next come first")
     corrections: int
     warnings: list[str]
-    missing: list[str] = Field(description="photos that a file spoke of and that are not here")
+    missing: list[str] = Field(description="photos of a loaded file that are not here")
 
 
 class Problem(BaseModel):
-    """What went wrong, in one shape for all routes."""
+    """An error, in the same form for all routes."""
 
     code: str
     message: str
@@ -152,7 +152,7 @@ class Failure(BaseModel):
 
 @dataclass(frozen=True)
 class Answer:
-    """A body. Attributes: media: its type. ending: of a file of it."""
+    """A response body. Attributes: media: its media type. ending: file extension for it."""
 
     body: bytes
     media: str
@@ -160,7 +160,7 @@ class Answer:
 
 
 def segmentation(found: Segmented) -> Segmentation:
-    """The JSON of a label map."""
+    """Return the JSON of a label map."""
     result = found.result
     count, height, width = found.classes.shape
     grids = _map(found.classes.reshape(-1, width), found.chances.reshape(-1, width))
@@ -174,13 +174,13 @@ def segmentation(found: Segmented) -> Segmentation:
 
 
 def session_labels(found: Segmented, units: npt.NDArray[np.int32]) -> SessionLabels:
-    """The JSON of a label map of a session. Args: units: int (H, W), what a click takes."""
+    """Return the JSON of a session's label map. `units`: int (H, W), what a click selects."""
     bits = np.stack([units & 255, units >> 8 & 255, units >> 16 & 255], axis=-1).astype(np.uint8)
     return SessionLabels(**dict(segmentation(found)), units=b64encode(encode_png(bits)).decode())
 
 
 def regions(result: RegionResult) -> Regions:
-    """The JSON of named regions, in their order."""
+    """Return the JSON of named regions, in their order."""
     order = np.argsort(-result.scores, axis=1, kind="stable")[:, :NAMED]
     masks = result.regions
     rows = [
@@ -200,7 +200,7 @@ def regions(result: RegionResult) -> Regions:
 
 
 def anomaly(result: AnomalyResult) -> Anomaly:
-    """The JSON of an anomaly map."""
+    """Return the JSON of an anomaly map."""
     low, high = float(result.map.min()), float(result.map.max())
     steps = np.rint((result.map.astype(np.float64) - low) * (65535 / max(high - low, 1e-12)))
     limits = result.thresholds
@@ -215,17 +215,17 @@ def anomaly(result: AnomalyResult) -> Anomaly:
 
 
 def naming(result: Classification) -> Naming:
-    """The JSON of the likeliest labels."""
+    """Return the JSON of the likeliest labels."""
     return Naming(**_told(result), name=result.name, probabilities=result.top(len(result.names)))
 
 
 def as_json(told: BaseModel) -> Answer:
-    """An answer as JSON."""
+    """Return an answer as JSON."""
     return Answer(told.model_dump_json().encode(errors="backslashreplace"), "application/json", ".json")
 
 
 def as_file(content: dict[str, Any]) -> Answer:
-    """COCO that is there already, as a file."""
+    """Return COCO content as a file."""
     return Answer(json.dumps(content).encode(), "application/json", ".json")
 
 
@@ -234,7 +234,7 @@ def _png(picture: npt.NDArray[np.uint8]) -> Answer:
 
 
 def _written(result: Result, first: str) -> dict[str, bytes]:
-    """The files that a result writes, by name."""
+    """Return the files that a result writes, by name."""
     with tempfile.TemporaryDirectory(prefix="densevl-") as folder:
         return {path.name: path.read_bytes() for path in result.save(Path(folder) / first)}
 
@@ -248,12 +248,12 @@ def _zip(files: Mapping[str, bytes]) -> Answer:
 
 
 def _export(kind: str) -> Callable[[SegmentationResult | RegionResult, str], Answer]:
-    """A data set of one photo, as `densevl segment --as` writes it: its file, or a ZIP of several."""
+    """Return a dataset of one photo, as `densevl segment --as` writes it: its file, or a ZIP of several."""
 
     def write(result: SegmentationResult | RegionResult, stem: str) -> Answer:
         with tempfile.TemporaryDirectory(prefix="densevl-") as folder:
             export = open_export(kind, folder, result.names)
-            export.add(Path("/") / stem, result)  # whoever reads the file knows the photo by its name alone
+            export.add(Path("/") / stem, result)  # readers of the file only know the photo's name
             export.close()
             files = {
                 path.relative_to(folder).as_posix(): path.read_bytes()
@@ -309,7 +309,7 @@ REGIONS: Mapping[str, Callable[[Any, str], Answer]] = {
 }
 ANOMALY: Mapping[str, Callable[[Any, str], Answer]] = {"overlay": _overlay, "npy": _raw, "zip": _files(".png")}
 CLASSIFY: Mapping[str, Callable[[Any, str], Answer]] = {"overlay": _overlay, "zip": _files(".json")}
-"""By route, what a client may ask for besides "json": from a result and the name of its photo to a body."""
+"""By route, the forms besides "json" that a client may request: from a result and the photo's name to a body."""
 
 
 def _told(result: Any) -> dict[str, Any]:
@@ -324,12 +324,12 @@ def _told(result: Any) -> dict[str, Any]:
 
 
 def colours(count: int) -> list[tuple[int, int, int]]:
-    """RGB of so many classes."""
+    """Return RGB colours of `count` classes."""
     return [(red, green, blue) for red, green, blue in palette(count).tolist()]
 
 
 def _map(numbers: npt.NDArray[Any], shares: npt.NDArray[Any]) -> str:
-    """The PNG of the module text, in base64. Args: numbers (h, w) below 65536, -1 for nothing; shares (h, w) 0..1."""
+    """Return a map as base64, see above. Args: numbers (h, w) below 65536, -1 for nothing; shares (h, w) 0..1."""
     wide = numbers.astype(np.int32) & NOTHING  # -1 is 65535
     steps = np.rint(np.clip(shares, 0, 1) * 255)
     picture = np.stack([wide & 255, wide >> 8, steps], axis=-1).astype(np.uint8)

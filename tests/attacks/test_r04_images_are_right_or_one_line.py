@@ -125,7 +125,7 @@ def test_damaged_files_give_an_array_or_one_line(tmp_path: Path, kind: str) -> N
         (b"\x00\x00\x00\x18ftypheic\x00\x00", "HEIC"),
         (b"\x00\x00\x00\x18ftypisom\x00\x00", "video"),
         (b"P3\n1 1\n255\n1 2 3\n", "plain-text PPM"),
-        (b"\x00" * 600, "no image format"),
+        (b"\x00" * 600, "not of a format"),
         (b"\xff\xd8\xff", "damaged"),
         (b"\x89PNG\r\n\x1a\n", "damaged"),
         (b"GIF89a", "damaged"),

@@ -49,15 +49,15 @@ def sparse(size: int) -> Member:
 
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
-    "above": (lambda: tar(member("../../evil.png")), "a place outside"),
-    "above, by detour": (lambda: tar(member("a/../../evil.png")), "a place outside"),
-    "above, as Windows writes it": (lambda: tar(member("..\\evil.png")), "a place outside"),
-    "absolute": (lambda: tar(member("/tmp/evil.png")), "a place outside"),
-    "a name twice": (lambda: tar(member("a.png"), member("./a.png")), "stands in it twice"),
+    "above": (lambda: tar(member("../../evil.png")), "leads outside"),
+    "above, by detour": (lambda: tar(member("a/../../evil.png")), "leads outside"),
+    "above, as Windows writes it": (lambda: tar(member("..\\evil.png")), "leads outside"),
+    "absolute": (lambda: tar(member("/tmp/evil.png")), "leads outside"),
+    "a name twice": (lambda: tar(member("a.png"), member("./a.png")), "is in it twice"),
     "1000 to 1": (lambda: gzip.compress(tar(member("a.png", bytes(10**7)))), "it is compressed"),
     "an end before its beginning": (
         lambda: tar(member("a.png"), member("b.png", b"", size=-512), form=tarfile.GNU_FORMAT),
-        "less than no bytes",
+        "a negative size",
     ),
     "a header of less than no bytes": (
         lambda: tar(member("a.png"), member("b.png", b"", size=-512, type=tarfile.XHDTYPE), form=tarfile.GNU_FORMAT),
@@ -79,8 +79,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         "no images in",
     ),
     "a file of nothing that is huge": (lambda: tar(sparse(2**40)), "no images in"),
-    "no archive": (lambda: PNG, "no tar archive"),
-    "nothing": (lambda: b"", "no tar archive"),
+    "no archive": (lambda: PNG, "not a tar archive"),
+    "nothing": (lambda: b"", "not a tar archive"),
 }
 
 
@@ -164,7 +164,7 @@ def test_a_picture_in_a_zip_file_is_read(how, tmp_path) -> None:
 def test_names_of_an_object_store_lead_to_nothing_outside(folder: str, monkeypatch) -> None:
     """There ".." is a name like any other."""
     monkeypatch.setattr("densevl.images.listing._expanded", lambda *given: [("s3://b/x.png", folder, "x.png")])
-    with pytest.raises(DensevlError, match="outside of where its results go"):
+    with pytest.raises(DensevlError, match="outside of their folder"):
         find_images("s3://b")
 
 

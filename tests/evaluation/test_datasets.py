@@ -203,7 +203,7 @@ def _colour(root: Path) -> None:
             _overflow,
             r"holds label 9 at 24 pixels: 'folder' has 3 classes, stored as 0 to 2; dataset.json may give",
         ),
-        (_colour, r"'.*0001.png' is no label map: it has colours"),
+        (_colour, r"'.*0001.png' is not a label map: it has colours"),
     ],
     ids=["missing", "other size", "out of range", "colours"],
 )

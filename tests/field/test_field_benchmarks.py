@@ -202,13 +202,13 @@ MEANINGS = (
             cv2.imwrite(str(folder / "labels/0.png"), np.dstack([_stripes(0, 1, 2).astype(np.uint16)] * 3)),
             _look(folder),
         ),
-        refused="no label map",
+        refused="not a label map",
     ),
     Case(
         "numbers below transparency",
         "a grey picture that is partly transparent: what is hidden is no label",
         lambda folder: _look(_set(folder, np.dstack([_stripes(0, 1, 2)] * 4))),
-        refused="no label map",
+        refused="not a label map",
     ),
     Case(
         "two photos of one label map",
@@ -481,7 +481,7 @@ LOOKS = (
         "label maps as colour pictures",
         "labels exported for viewing",
         lambda folder: _look(_set(folder, np.arange(432, dtype=np.uint8).reshape(12, 12, 3))),
-        refused="no label map: it has colours.*",
+        refused="not a label map: it has colours.*",
     ),
     Case(
         "label maps as JPEG",

@@ -195,7 +195,7 @@ READ = (
         "an image at its second frame",
         lambda folder: _Told(_second(folder)),
         None,
-        "number 2 is taken",
+        "number 2 is used",
         lambda got: got.image[8, 12, 2] > 200,
     ),
     Case(

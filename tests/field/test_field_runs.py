@@ -101,7 +101,7 @@ TABLE = (
         lambda folder: _kept(
             folder, ("segment", _photos(folder), "--labels", "penguin", *FAST, "--out", folder / "photos")
         ),
-        right=_refused_and_kept("would be taken for images", 4),
+        right=_refused_and_kept("would be taken for its images", 4),
     ),
     Case(
         "files of another command replaced",

@@ -383,7 +383,7 @@ TABLE = (
         "a result of a size of terabytes",
         "a size that nobody has",
         lambda folder: _edited(folder, "regions", lambda facts: facts.update(size={"height": 10**7, "width": 10**7})),
-        refused="100,000,000 pixels at most",
+        refused="at most 100,000,000 pixels",
     ),
     Case(
         "a result whose size is true",

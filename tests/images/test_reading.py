@@ -163,16 +163,18 @@ def test_a_folder_gives_its_images_with_all_below_it_in_order(tmp_path: Path, mo
     _touch(tmp_path, *names, "out/r.png", "old/r.png", "old/densevl.json")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
     (tmp_path / "circle.png").symlink_to(tmp_path / "circle.png")
-    (tmp_path / "deep" / "back").symlink_to(tmp_path)
+    for link in ("back", "again"):
+        (tmp_path / "deep" / link).symlink_to(tmp_path)
     found = find_images(tmp_path, skip=tmp_path / "out")
     seen = [os.path.relpath(path, tmp_path) for path in found.paths]
     assert seen == ["a.png", "b.JPG", "deep/c.png", "folder.png/x.jpg"]
     assert found.folders == ("", "", "deep", "folder.png")
     told = (
-        "1 .txt, 2 broken links, 1 folder of results, 1 hidden file, 1 hidden folder, 1 link to a folder that is taken"
+        "1 .txt, 2 broken links, 1 folder of results, 1 hidden file, 1 hidden folder, 2 links to a folder that is taken"
     )
     assert found.told == f'{told}, 1 of HEIC (pip install "densevl[heif]")'
-    (tmp_path / "deep" / "back").unlink()
+    for link in ("back", "again"):
+        (tmp_path / "deep" / link).unlink()
     given = tmp_path / "odd.extension"
     assert list_images([given, tmp_path / "deep"]) == [given, tmp_path / "deep" / "c.png"]
 

@@ -79,8 +79,8 @@ HOSTILE = {
     "pointer": (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
     "bomb": (grey_png(20_000, 20_000, 8, bytes(20_001 * 20_000)), "over the limit"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n" + bytes(200), "PostScript"),
-    "cut": (encoded(photo(), "PNG")[:3000], "cut download"),
-    "cut jpeg": (encoded(photo(), "JPEG")[:1500], "cut download"),
+    "cut": (encoded(photo(), "PNG")[:3000], "truncated download"),
+    "cut jpeg": (encoded(photo(), "JPEG")[:1500], "truncated download"),
     "damaged": (encoded(photo(), "PNG").replace(b"IDAT", b"IDAT\xff", 1), "cannot be decoded"),
 }
 

@@ -297,7 +297,7 @@ GRID = (*MINI, "--proposals", "grid")
         (["segment", "list.txt", *MINI, "--out", "p"], 4, "one of the inputs"),
         (["segment", "p/x.jpg", *MINI, "--out", "p"], 4, "not written by densevl"),
         (["segment", "p/x.jpg", *MINI, "--out", "p", "--overwrite"], 0, ""),
-        (["segment", "p", *MINI, "--out", "p", "--overwrite"], 4, "would be taken for images"),
+        (["segment", "p", *MINI, "--out", "p", "--overwrite"], 4, "would be taken for its images"),
         (["regions", "p/x.jpg", *MINI, "--out", "taken", "--proposals", "grid"], 4, "not written by densevl"),
         (["regions", "p/x.jpg", *GRID, "--as", "coco", "--out", "set"], 4, "coco.json"),
         (["regions", "p/x.jpg", *GRID, "--as", "labelme", "--out", "set"], 4, "labelme/x.json"),

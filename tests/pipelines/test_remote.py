@@ -166,5 +166,5 @@ def test_packed_results_may_be_at_an_address(memory) -> None:
 def test_a_folder_may_be_given_by_its_address(photos, tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(photos["a.png"])
     assert find_images(f"file://{tmp_path}").paths == find_images(tmp_path).paths
-    with pytest.raises(OutputError, match="would be taken for images"):
+    with pytest.raises(OutputError, match="would be taken for its images"):
         find_images(tmp_path, skip=f"file://{tmp_path}")

@@ -91,7 +91,7 @@ class BlockSegmenter:
         label_set, policy = LabelSet.parse(labels), self.segmenter.policy(background)
         if self.segmenter.embed_text(label_set, policy).shown is not None:
             raise LabelError(
-                "images and words are mixed, which needs the whole photo to put them on one scale; block by block take "
+                "images and words are mixed, which needs the whole photo to put them on one scale; block by block use "
                 "only one kind"
             )
         with Raster(path, bands=bands, value_range=value_range):
