@@ -1,4 +1,4 @@
-"""Find damage by words, then against one sound image: python demo/anomaly_image.py [IMAGE [NORMAL_IMAGE [ITEM]]]"""
+"""Find damage by words, then against one normal image: python demo/anomaly_image.py [IMAGE [NORMAL_IMAGE [ITEM]]]"""
 
 import sys
 from pathlib import Path
@@ -10,8 +10,8 @@ image = sys.argv[1] if len(sys.argv) > 1 else surfaces / "tiles_damaged.png"
 normal = sys.argv[2] if len(sys.argv) > 2 else surfaces / "tiles_sound.png"
 item = sys.argv[3] if len(sys.argv) > 3 else "tiled surface"
 
-# "mini" knows rendered surfaces; for photographs take a real CLIP. Without `whole` the score of the image as a whole
-# does not lift every pixel of a damaged image, which a mask needs.
+# "mini" knows rendered surfaces; use a real CLIP for photographs. Without `whole`, the score of the whole image does
+# not raise every pixel of a damaged image, as a mask requires.
 detect = AnomalyDetector("mini", item=item, options={"windows": "shared", "whole": False})
 result = detect(image)
 print(f"by words:            score {result.score:.3f}")

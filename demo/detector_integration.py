@@ -1,9 +1,9 @@
-"""Give detectors words for classes: python demo/detector_integration.py [IMAGE [LABEL ...]]
+"""Name detections by words: python demo/detector_integration.py [IMAGE [LABEL ...]]
 
-First a Faster R-CNN of torchvision. Its weights are random, as none are in this repository: it shows that the parts
-fit together, and its boxes mean nothing. With weights="DEFAULT" it is a detector. Then regions that mean something,
-the masks of mini-sam, which have no classes, as a supervision.Detections (pip install "densevl[viz,sam]"). Results of
-ultralytics and transformers are named in the same way; see docs/integrations.md.
+The first part uses a Faster R-CNN of torchvision. Its weights are random, because this repository has none: it shows
+how the parts fit together, but its boxes mean nothing. With weights="DEFAULT" it is a real detector. The second part
+uses regions that mean something, the masks of mini-sam without classes, as a supervision.Detections (pip install
+"densevl[viz,sam]"). Results of ultralytics and transformers are named in the same way; see docs/integrations.md.
 """
 
 import sys
@@ -37,7 +37,7 @@ detections = sv.Detections(xyxy=masks.boxes, mask=masks.masks(), confidence=mask
 named = label_detections(rgb, detections, labels, classify, drop_nothing=True)
 sure = named.confidence
 named.data["sure"], named.confidence = sure, named.area / max(named.area, default=1)
-named = named.with_nms(0.5, overlap_metric=sv.OverlapMetric.IOS)  # of a thing and its parts the largest stays
+named = named.with_nms(0.5, overlap_metric=sv.OverlapMetric.IOS)  # of an object and its parts, keep the largest
 named.confidence = named.data["sure"]
 print(f"mini-sam: {len(detections)} masks, of which {len(named)} are one of the labels")
 for box, name, score in zip(named.xyxy, named.data["class_name"], named.confidence, strict=True):

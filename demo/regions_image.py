@@ -1,8 +1,8 @@
 """Name the regions of a picture: python demo/regions_image.py [IMAGE [LABEL ...]]
 
-Masks come from mini-sam, which is in the package and knows flat drawings; so does the model "mini". Its masks often
-join things that are apart, so they are cut into their parts. With a detector of
-your own, pass its boxes: classify(image, labels, boxes=[[x0, y0, x1, y1], ...]).
+Masks come from mini-sam, which is in the package and works for flat drawings, like the model "mini". Its masks often
+join separate things, so they are split into their parts. With a detector of your own, pass its boxes:
+classify(image, labels, boxes=[[x0, y0, x1, y1], ...]).
 """
 
 import sys
@@ -18,11 +18,11 @@ labels = sys.argv[2:] or ["fish", "boat", "elephant", "pizza", "sunflower", "hou
 
 classify = RegionClassifier("mini", proposals=PieceProposer(load_proposer("mini-sam")))
 result = classify(image, labels)
-objects = result.instances(parts=0.8)  # without those that lie in another of their name
+objects = result.instances(parts=0.8)  # without regions inside another of the same name
 for name, score, box in zip(objects.found, objects.confidence, objects.boxes, strict=True):
     print(f"{name:>12}: {score:.2f} at {', '.join(f'{side:.0f}' for side in box)}")
 
-again = result.reclassify(["animal", "building", "food"])  # other words: the picture is not looked at again
+again = result.reclassify(["animal", "building", "food"])  # other words, without running the image tower again
 print("in other words:", again)
 
 print("wrote", *objects.save("densevl-out/regions_image.json"))

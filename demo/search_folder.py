@@ -1,8 +1,8 @@
 """Find things in folders of pictures, by words and by example: python demo/search_folder.py [FOLDER [WORDS ...]]
 
-Regions of all pictures are proposed, embedded and kept in densevl-out/demo-index.npz; a second run looks at none again.
-The models are those of the package, which know flat drawings: what they find in the photographs of demo/images is
-chance.
+Regions of all pictures are proposed, embedded and stored in densevl-out/demo-index.npz, so that a second run does not
+repeat it. The models are those of the package, which know flat drawings: what they find in the photographs of
+demo/images is chance.
 """
 
 import sys
@@ -25,7 +25,7 @@ search = RegionSearch(classify, out / "demo-index.npz")
 built = search.build(folders, forget=True)
 print(f"{len(search.index.photos)} pictures, {len(search.index)} regions, {len(built.added)} pictures looked at")
 
-finds = {word: [hit for hit in search.find(word) if hit.score > 0] for word in words}  # above what else it could be
+finds = {word: [hit for hit in search.find(word) if hit.score > 0] for word in words}  # better than the words to avoid
 if len(sys.argv) == 1:
     pizza = classify.embed(here / "scenes" / "water.png", boxes=[[31, 86, 76, 135]])
     finds["like this pizza"] = search.find(pizza, top=3)

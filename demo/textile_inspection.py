@@ -1,16 +1,16 @@
-"""Inspect woven textile by a few examples: is it sound, is the whole weave off, or is there a small flaw, and where?
+"""Inspect woven textile by a few examples: is it normal, is the whole weave off, or is there a small flaw, and where?
 
     pip install conformal-clip-data
     python demo/textile_inspection.py [--model mini] [--examples 25] [--test 25] [--picture textile.jpg]
 
-The images are the simulated textiles of Megahed et al., arXiv 2501.12596 (MIT licence): 1000 sound ones, 500 with a
+The images are the simulated textiles of Megahed et al., arXiv 2501.12596 (MIT licence): 1000 normal ones, 500 with a
 global defect (the weave's parameters are off by 5 %) and 500 with a local one, a dozen pixels wide. Examples,
-calibration images and test images are different ones, twice as many sound as of each defect, as in the authors' own
-example. Both looks use one model:
+calibration images and test images are disjoint, with twice as many normal ones as of each defect, as in the authors'
+own example. Both methods use one model:
 
-- the whole image against examples of sound and of global defects (`FewShot`);
-- no embedding of the whole image shows a small flaw, so a memory of sound patches says where an image is strangest
-  (`AnomalyDetector`, fed at twice the size in tiles), and that region is compared with the same of examples.
+- the whole image is compared with examples of normal images and global defects (`FewShot`);
+- a small flaw does not show in an embedding of the whole image, so a memory of normal patches finds the strangest place
+  (`AnomalyDetector`, fed at twice the size in tiles), and that region is compared with those of the examples.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from densevl.pipelines.anomaly.detector import AnomalyDetector
 from densevl.pipelines.fewshot.classifier import FewShot
 
 SOUND, GLOBAL, LOCAL = KINDS = ("sound", "global", "local")
-REMEMBERED = 3  # sound images in the memory of patches
+REMEMBERED = 3  # normal images in the memory of patches
 BOX = 32  # pixels, side of the region that is judged
-SCALE = 2  # images are fed to the detector so many times as large
+SCALE = 2  # enlargement of images for the detector
 Region = tuple[int, int, int, int]
 
 
 def images(data: Path | None, start: int, count: int) -> dict[str, list[Path]]:
-    """Files by kind, `count` of each defect and twice as many sound ones, after the first `start` (or twice that)."""
+    """Return files by kind, `count` of each defect and twice as many normal ones, after skipping `start` (or twice)."""
     if data is None:
         try:
             from conformal_clip_data import textile_simulated_root
@@ -52,7 +52,7 @@ def images(data: Path | None, start: int, count: int) -> dict[str, list[Path]]:
 
 
 def patch_detector(backbone: Any, sound: list[Path]) -> AnomalyDetector:
-    """A memory of patches after the first third of the blocks, where a patch still says how fine its texture is."""
+    """Create a memory of patches after the first third of the blocks, where they still show how fine a texture is."""
     tower, patch = getattr(backbone, "tower", None), backbone.patch_size
     tile = None if tower is None else min(tower.image_size) // patch * patch
     side = SCALE * read_image(sound[0]).shape[0] // patch * patch
@@ -64,7 +64,7 @@ def patch_detector(backbone: Any, sound: list[Path]) -> AnomalyDetector:
 
 
 def strangest(result: Any) -> Region:
-    """The box around the peak of a map, inside the image."""
+    """Return the box around the peak of a map, inside the image."""
     height, width = result.image.shape[:2]
     peak = result.facts()["peak"]
     left = int(min(max(peak["x"] - BOX / 2, 0), width - BOX))
@@ -73,13 +73,13 @@ def strangest(result: Any) -> Region:
 
 
 def cut(result: Any) -> np.ndarray:
-    """The pixels of that box."""
+    """Return the pixels of that box."""
     left, top, right, bottom = strangest(result)
     return np.ascontiguousarray(result.image[top:bottom, left:right])
 
 
 def chance(verdict: Any, name: str) -> float:
-    """The probability of a class."""
+    """Return the probability of a class."""
     return float(verdict.probabilities[verdict.names.index(name)])
 
 
@@ -100,7 +100,7 @@ def main() -> None:
     whole = FewShot(backbone, "exemplars").fit({kind: examples[kind] for kind in (SOUND, GLOBAL)})
     whole.calibrate({kind: held_out[kind] for kind in (SOUND, GLOBAL)})
     detect = patch_detector(backbone, examples[SOUND][:REMEMBERED])
-    examples[SOUND] = examples[SOUND][REMEMBERED:]  # what is remembered is like nothing that is new
+    examples[SOUND] = examples[SOUND][REMEMBERED:]  # remembered images look more normal than new ones
     regions = [
         {kind: [cut(result) for result in detect.many(part[kind])] for kind in (SOUND, LOCAL)}
         for part in (examples, held_out)
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def picture(judged: list[Any]) -> Image.Image:
-    """The first test image of each kind, with the region that was judged, beside its map."""
+    """Draw the first test image of each kind with the judged region, next to its map."""
     tiles, titles = [], []
     of_sound = [result.grid.max() for truth, *_, result, _ in judged if truth == SOUND]
     span = 0.0, 2 * float(np.median(of_sound))

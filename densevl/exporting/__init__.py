@@ -1,1 +1,1 @@
-"""Models as files that other programs run: the image tower with its recipe as one graph, and words beside it."""
+"""Export models to files for other programs: the image tower with its recipe as one graph, and words next to it."""

@@ -1,4 +1,4 @@
-"""Whether a file says what the model says: the largest difference over sizes and vocabularies."""
+"""Compare an exported file with the model: the largest difference over sizes and vocabularies."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from densevl.exporting.graph import Scorer, asks_foreground, example
 from densevl.recipes import Recipe
 
 BAR = 1e-4
-"""The largest difference of a score that passes, as a share of the largest score, or of 1 if all are smaller."""
+"""The largest allowed difference of a score, relative to the largest score, or to 1 if all are smaller."""
 VOCABULARIES = (5, 17)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One run of both. Attributes: batch, words; height, width in pixels; difference: as `BAR`."""
+    """One comparison. Attributes: batch, words; height, width in pixels; difference: as for `BAR`."""
 
     batch: int
     height: int
@@ -30,12 +30,12 @@ class Compared:
 
     @property
     def passes(self) -> bool:
-        """Whether it is under the bar."""
+        """Whether the difference is within `BAR`."""
         return self.difference <= BAR
 
 
 def sizes(backbone: Backbone) -> tuple[tuple[int, int, int], ...]:
-    """Batches and sides in patches: smaller than trained and not square, the trained size, and larger."""
+    """Return batches and sides in patches: smaller than in training and not square, the training size, and larger."""
     tower: Any = getattr(backbone, "tower", None)
     height, width = tower.image_size if tower is not None else (224, 224)
     rows, cols = height // backbone.patch_size, width // backbone.patch_size
@@ -43,10 +43,10 @@ def sizes(backbone: Backbone) -> tuple[tuple[int, int, int], ...]:
 
 
 def compare(backbone: Backbone, recipe: Recipe | None, run: Run, *, quick: bool = False) -> Iterator[Compared]:
-    """Run the model and a file of it on the same inputs: three sizes by two vocabularies.
+    """Run the model and its file on the same inputs: three sizes with two vocabularies.
 
     Args:
-        run: from `files.runner`. quick: the first size and the larger vocabulary alone.
+        run: from `files.runner`. quick: only the first size and the larger vocabulary.
     """
     scorer = Scorer(backbone, recipe)
     for batch, rows, cols in sizes(backbone)[: 1 if quick else None]:

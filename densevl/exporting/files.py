@@ -1,4 +1,4 @@
-"""Graphs as files: ONNX, torch's own, and OpenVINO; each with the facts that a program needs."""
+"""Write graphs to files: ONNX, torch's own format, and OpenVINO, each with the facts that a program needs."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from densevl.exporting.graph import SCORES, as_texts, first_line, quiet
 from densevl.files import atomic_write_all
 
 FORMATS = {"onnx": (".onnx",), "torch": (".pt2",), "openvino": (".xml", ".bin")}
-"""The endings of the files of each format; the first is that of the path that is given."""
+"""File extensions of each format; the first is that of the given path."""
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": (), "openvino": ("onnx", "onnxscript", "openvino")}
 OPSET = 20
-EXTRA_FILE = "densevl.json"  # of the facts, in torch's file
+EXTRA_FILE = "densevl.json"  # holds the facts in torch's file
 Run = Callable[..., np.ndarray]
-"""What runs a file: inputs in the order of the graph, (B, 3, H, W), (T, D) and perhaps (T,), to scores (B, h, w, T)."""
+"""Runs a file: from inputs in the graph's order, (B, 3, H, W), (T, D) and perhaps (T,), to scores (B, h, w, T)."""
 
 
 def path_of(out: str | Path, kind: str) -> Path:
-    """The path of a file of a format, its ending appended where it is missing.
+    """Return the path of a file in a format, with its extension appended if missing.
 
     Raises:
-        OptionError: no such format, or an ending of another.
+        OptionError: If there is no such format, or the extension belongs to another.
     """
     one_of(kind, FORMATS, "format", OptionError)
     path, ending = Path(out), FORMATS[kind][0]
     others = {ends[0]: name for name, ends in FORMATS.items()}
     if others.get(path.suffix.lower(), kind) != kind:
-        raise OptionError(f"a file in format {kind} ends in {ending}, and '{path.name}' does not; rename it")
+        raise OptionError(f"a file in format {kind} must end in {ending}, but '{path.name}' does not; rename it")
     return path if path.suffix.lower() == ending else path.with_name(path.name + ending)
 
 
@@ -45,7 +45,7 @@ def require(kind: str) -> None:
     """Refuse a format whose packages are missing.
 
     Raises:
-        MissingExtraError: with the install line.
+        MissingExtraError: With the install command.
     """
     for package in NEEDS[kind]:
         if not find_spec(package):
@@ -53,17 +53,17 @@ def require(kind: str) -> None:
 
 
 def save(program: ExportedProgram, kind: str, path: Path, content: dict[str, Any]) -> list[Path]:
-    """Write a graph, whole or not at all.
+    """Write a graph completely or not at all.
 
     Args:
-        kind: of `FORMATS`. content: `graph.facts`.
+        kind: a key of `FORMATS`. content: from `graph.facts`.
 
     Returns:
         The files written.
 
     Raises:
-        RecipeError: the format cannot hold the graph.
-        OutputError: it cannot be written there.
+        RecipeError: If the format cannot store the graph.
+        OutputError: If it cannot be written.
     """
     require(kind)
     if kind == "torch":
@@ -84,7 +84,7 @@ def _onnx(program: ExportedProgram, content: dict[str, Any]) -> bytes:
             made = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, output_names=[SCORES], verbose=False, optimize=True
             )
-    except Exception as error:  # of torch's converter, which raises anything
+    except Exception as error:  # torch's converter may raise anything
         cause = error.__cause__ or error
         raise RecipeError(f"ONNX has no operators for this graph ({first_line(cause)}); take format torch") from error
     model = made.model_proto  # type: ignore[union-attr]
@@ -111,7 +111,7 @@ def _openvino(model: bytes, content: dict[str, Any]) -> tuple[bytes, bytes]:
 
 
 def runner(path: Path, kind: str) -> Run:
-    """What runs a file that `save` wrote, on the CPU, with as many threads as torch has."""
+    """Return a function that runs a file of `save` on the CPU, with as many threads as torch has."""
     if kind == "torch":
         program = torch.export.load(path).module()
 

@@ -1,6 +1,6 @@
-"""A model and its recipe as one graph: normalised pixels and unit words to scores.
+"""A model with its recipe as one graph: from normalised pixels and unit words to scores.
 
-Shape letters: B batch, T texts, D joint space, H/W pixels, h/w patch grid. All of B, H, W and T are free.
+Shape letters: B batch, T texts, D joint space, H/W pixels, h/w patch grid. B, H, W and T are dynamic.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from densevl.recipes.hints import HOW, OPTIONAL
 from densevl.vocabulary.templates import templates
 
 PIXELS, TEXT, FOREGROUND, SCORES = "pixels", "text", "foreground", "scores"
-MOST = {"batch": 4096, "side": 4096, "words": 65536}  # of a graph; a side in patches
-LEAST_WORDS = 2  # one word is given twice
+MOST = {"batch": 4096, "side": 4096, "words": 65536}  # limits of a graph; a side in patches
+LEAST_WORDS = 2  # a single word is given twice
 TRACED = (
     2,
     9,
     7,
     3,
-)  # images, patches down and across, words: unlike each other, so that no two sizes are taken for one
+)  # images, patches down and across, words: all different, so that no two sizes are unified
 
 
 class Scorer(torch.nn.Module):
-    """Pixels (B, 3, H, W), words (T, D) and perhaps which of them are classes (T,) to scores (B, h, w, T)."""
+    """From pixels (B, 3, H, W), words (T, D) and perhaps which words are classes (T,) to scores (B, h, w, T)."""
 
     def __init__(self, backbone: Backbone, recipe: Recipe | None) -> None:
         super().__init__()
         self._backbone, self._recipe = backbone, recipe
-        # What the graph reads must be found by torch.export.
+        # torch.export must find all networks that the graph reads.
         self.networks = torch.nn.ModuleList(
             value for value in vars(backbone).values() if isinstance(value, torch.nn.Module)
         )
@@ -55,35 +55,35 @@ class Scorer(torch.nn.Module):
 
 
 def asks_foreground(recipe: Recipe | None) -> bool:
-    """Whether the method tells words that are classes from background words."""
+    """Return whether the method distinguishes classes from background words."""
     return recipe is not None and recipe.readout.asks_foreground
 
 
 def why_not(backbone: Backbone, recipe: Recipe | None) -> str | None:
-    """Why a model with a recipe cannot be one graph, or None."""
+    """Return why a model with a recipe cannot be one graph, or None."""
     if isinstance(backbone, Exported):
-        return "it is a file already"
+        return "it is already a file"
     if backbone.precision != "float32":
-        return f"its linear layers are {backbone.precision}; export float32, and let the runtime lower it"
+        return f"its linear layers are {backbone.precision}; export float32, and let the runtime reduce the precision"
     if backbone.default_recipe is None:
-        # torch's tracer works on the sizes of its many strides for longer than anyone waits
-        return "its tower has no graph that takes every size; export a CLIP"
+        # torch's tracer would take far too long for the sizes of its many strides
+        return "its tower has no graph for all sizes; export a CLIP"
     if recipe is None:
         return None
     own = recipe.reads - OPTIONAL
     if own:
-        return f"it reads {' and '.join(HOW[hint] for hint in sorted(own))}, and a file has pixels and words alone"
+        return f"it reads {' and '.join(HOW[hint] for hint in sorted(own))}, but a file gets only pixels and words"
     if recipe.stitch is not None:
-        return "it joins the windows of a photo inside the tower, and a file takes each window for itself"
+        return "it joins the windows of a photo inside the tower, but a file gets each window separately"
     if recipe.spread is not None:
-        return "it spreads scores over all windows of a photo, and a file takes each window for itself"
+        return "it spreads scores over all windows of a photo, but a file gets each window separately"
     return None
 
 
 def example(
     backbone: Backbone, batch: int, rows: int, cols: int, words: int, *, foreground: bool
 ) -> tuple[torch.Tensor, ...]:
-    """Random inputs of a graph, the same each time: normalised pixels of `rows` x `cols` patches, and unit words."""
+    """Return random but reproducible inputs: normalised pixels of `rows` x `cols` patches, and unit words."""
     generator = torch.Generator().manual_seed(batch * 1000003 + rows * 1009 + cols * 31 + words)
     patch = backbone.patch_size
     pixels = torch.randn(batch, 3, rows * patch, cols * patch, generator=generator)
@@ -93,15 +93,17 @@ def example(
 
 
 def capture(backbone: Backbone, recipe: Recipe | None) -> ExportedProgram:
-    """The graph of a model on the CPU, by torch.export: inputs "pixels", "text" and perhaps "foreground".
+    """Capture the graph of a model on the CPU with torch.export: inputs "pixels", "text" and perhaps "foreground".
 
     Raises:
-        RecipeError: the method cannot be one graph; the message says why.
-        ModelError: the model is not on the CPU.
+        RecipeError: If the method cannot be one graph; the message says why.
+        ModelError: If the model is not on the CPU.
     """
     name = backbone.name if recipe is None else f"recipe '{recipe.name}'"
     if backbone.device.type != "cpu":
-        raise ModelError(f"a model is exported from the CPU, and this one is on {backbone.device}: leave device out")
+        raise ModelError(
+            f"models must be exported from the CPU, but this one is on {backbone.device}: leave device out"
+        )
     if (reason := why_not(backbone, recipe)) is not None:
         raise RecipeError(f"{name} cannot be exported: {reason}")
     batch, height, width = (Dim(axis, min=low, max=MOST[kind]) for axis, low, kind in
@@ -118,19 +120,18 @@ def capture(backbone: Backbone, recipe: Recipe | None) -> ExportedProgram:
             return torch.export.export(Scorer(backbone, recipe).eval(), given, dynamic_shapes=shapes, strict=False)
     except DensevlError:
         raise
-    except Exception as error:  # of torch's tracer, which raises anything
-        raise RecipeError(f"{name} cannot be exported: torch finds no graph of it ({first_line(error)})") from error
+    except Exception as error:  # torch's tracer may raise anything
+        raise RecipeError(f"{name} cannot be exported: torch finds no graph for it ({first_line(error)})") from error
 
 
 def facts(backbone: Backbone, recipe: Recipe | None) -> dict[str, Any]:
-    """What a program must know of the file, ready for JSON.
+    """Return what a program must know about the file, ready for JSON.
 
     Returns:
-        densevl, the version; model; recipe, "" where the model takes none; patch, width (D); mean, std (RGB, 0-1
-        scale); logit_scale, what scores are multiplied by before the softmax; protocol, how photos are fed; templates,
-        background, context_length; unknown, the value of the row that asks for "none of these", or null; model_scale,
-        the model's own logit scale; weights and text_side, hashes of the model and of the text side whose words it
-        takes.
+        densevl, the version; model; recipe, "" if the model uses none; patch, width (D); mean, std (RGB, 0-1 scale);
+        logit_scale, the factor of scores before the softmax; protocol, how photos are fed; templates, background,
+        context_length; unknown, the value of the row that stands for "none of these", or null; model_scale, the model's
+        own logit scale; weights and text_side, hashes of the model and of the text tower whose words it accepts.
     """
     row = backbone.unknown(torch.ones(1, backbone.embed_dim))
     return {
@@ -155,13 +156,13 @@ def facts(backbone: Backbone, recipe: Recipe | None) -> dict[str, Any]:
 
 
 def as_texts(content: dict[str, Any]) -> dict[str, str]:
-    """Facts as a file's metadata has them: texts as they are, all else as JSON."""
+    """Convert facts to a file's metadata: strings unchanged, everything else as JSON."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in content.items()}
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the chatter of torch's exporters."""
+    """Suppress the output of torch's exporters."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -177,5 +178,5 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """Return the message of an error on one line."""
     return " ".join(str(error).strip().split("\n")[0].split())[:200] or type(error).__name__

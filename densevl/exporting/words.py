@@ -1,4 +1,4 @@
-"""Words as a file beside an exported model: `words.npz`, which needs neither torch nor a text tower to be read."""
+"""Write words for an exported model: `words.npz`, which can be read without torch or a text tower."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from densevl.vocabulary.text_classifier import TextClassifier
 
 
 def words_path(model: Path) -> Path:
-    """Where the words of a model's file lie: beside it, "mini.onnx" has "mini.words.npz"."""
+    """Return the path of the words of a model's file: "mini.words.npz" for "mini.onnx"."""
     return model.with_suffix(WORDS)
 
 
@@ -27,21 +27,21 @@ def save_words(
     background: Background | None = None,
     templates: str | None = None,
 ) -> Path:
-    """Embed labels and write what a program needs of them.
+    """Embed labels, and write what a program needs to know about them.
 
     Args:
         background: words that compete; None takes the model's own.
 
     Returns:
-        The path, of an .npz file: names (C,) of the classes; vectors (T, D) float32, unit rows, at least two; classes
+        The path of an .npz file: names (C,) of the classes; vectors (T, D) float32, unit rows, at least two; classes
         (T,) int64, the class of each row, -1 for background words; queries (T,), the strings; way, trust and why (T,),
-        how the model reaches them (`backbones.reach`); templates (M,), the sentences they were put into; text_side, a
+        how the model knows them (`backbones.reach`); templates (M,), the sentences they were put into; text_side, a
         hash of the text tower.
     """
     classifier = TextClassifier(backbone, templates)
     policy = Background.parse(backbone.background) if background is None else background
     text = classifier.encode(labels, policy)
-    rows = list(range(len(text.queries))) * (2 if len(text.queries) == 1 else 1)  # a graph takes two words or more
+    rows = list(range(len(text.queries))) * (2 if len(text.queries) == 1 else 1)  # a graph needs at least two words
     queries = [str(text.queries[row]) for row in rows]
     reaches = backbone.reach(queries)
     buffer = io.BytesIO()

@@ -1,8 +1,8 @@
-"""Label maps of images that do not fit in memory: block by block of output rows, equal to those of the whole image.
+"""Label maps of images that do not fit in memory, computed in blocks of output rows and equal to those of the whole.
 
-A pixel row touches only the windows over it, and windows are run in the order and in the passes of `window_scores`. So
-the scores of a few rows of windows are held at a time: memory grows with the width of an image and the number of texts,
-not with its height.
+A row of pixels depends only on the windows over it, and windows run in the order and passes of `window_scores`. So only
+the scores of a few rows of windows are held: memory grows with the width of an image and the number of texts, not with
+its height.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from densevl.inference.windows import AxisWindows, WindowGrid
 from densevl.kernels import AxisPlan, DecodePlan
 
 ROWS, COLUMNS = 256, 2048
-"""Output pixels decided at once: whole tiles of `dense_decode`, so that its sums are those of the whole image."""
+"""Output pixels decided at once: whole tiles of `dense_decode`, so that its sums equal those of the whole image."""
 LEAST_ROWS = 16
-HELD = 2**26  # bytes of scores that may be held; blocks get lower where a row of windows takes much
+HELD = 2**26  # limit for scores in bytes; blocks have fewer rows if a row of windows is large
 
 
 def window_rows(
@@ -32,16 +32,16 @@ def window_rows(
     batch: int,
     first: int = 0,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Score an image, one row of windows after the other: its number, and scores (h, columns * w, T).
+    """Score an image, one row of windows after another: yield its index and scores (h, columns * w, T).
 
     Args:
-        read: rows of the image, asked for from top to bottom. windows: the grid on it.
+        read: gives rows of the image, from top to bottom. windows: the grid over it.
         normalize: uint8 RGB (H, W, 3) to float (3, H, W). score: windows (n, 3, H, W) to scores (n, h, w, T).
-        batch: windows a pass. first: row of windows to begin with.
+        batch: windows per pass. first: row of windows to start with.
     """
     corners, across, band = windows.corners, len(windows.cols.starts), Band(read)
     parts: list[torch.Tensor] = []
-    for start in range(first * across // batch * batch, len(corners), batch):  # passes are those of a whole run
+    for start in range(first * across // batch * batch, len(corners), batch):  # the same passes as in a whole run
         cut = [_window(band, windows, normalize, *corner) for corner in corners[start : start + batch]]
         for number, part in enumerate(score(torch.stack(cut)), start):
             if number // across >= first:
@@ -52,7 +52,7 @@ def window_rows(
 
 
 def block_rows(windows: WindowGrid, height: int, texts: int) -> int:
-    """Rows of output pixels, of `height` in all, that are decided at once: `ROWS`, or fewer where scores are large."""
+    """Return how many of `height` rows of output pixels are decided at once: `ROWS`, or fewer if scores are large."""
     each = windows.rows.tokens * windows.cols.tokens * len(windows.cols.starts) * texts * 4
     rows = ROWS
     while rows > LEAST_ROWS:
@@ -71,12 +71,12 @@ def decoded_blocks(
     rows: int,
     start: int = 0,
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Decide an image block by block, each of `rows` rows: its first row, labels (rows, W) and confidence (rows, W).
+    """Decide an image in blocks of `rows` rows: yield the first row, labels (rows, W) and confidence (rows, W).
 
     Args:
-        scored: what `window_rows` gives from a row of windows on. windows: their grid, with the tokens of
-            the scores. size: (H, W) of the output.
-        decide: scores (1, Y, X, T) and their plan to labels. start: output row to begin with, a multiple of `rows`.
+        scored: gives the output of `window_rows` from a row of windows on. windows: their grid, with the tokens of the
+            scores. size: (H, W) of the output.
+        decide: scores (1, Y, X, T) and their plan to labels. start: output row to start with, a multiple of `rows`.
     """
     height, width = size
     if start >= height:
@@ -102,7 +102,7 @@ def decoded_blocks(
 
 
 def _columns(windows: WindowGrid, width: int) -> list[tuple[slice, slice, AxisPlan]]:
-    """Runs of output columns, the tokens of the windows over them, and the plan from these to those."""
+    """Return runs of output columns, the tokens of the windows over them, and the plan from tokens to columns."""
     found = []
     for left in range(0, width, COLUMNS):
         pixels = slice(left, min(left + COLUMNS, width))
@@ -114,14 +114,14 @@ def _columns(windows: WindowGrid, width: int) -> list[tuple[slice, slice, AxisPl
 def _window(
     band: Band, windows: WindowGrid, normalize: Callable[[np.ndarray], torch.Tensor], top: int, left: int
 ) -> torch.Tensor:
-    """One window, as `WindowGrid.batches` cuts it: (3, h, w)."""
+    """Return one window as cut by `WindowGrid.batches`: (3, h, w)."""
     rows, above, below = _inside(windows.rows, top)
     columns, before, after = _inside(windows.cols, left)
     return F.pad(normalize(band(rows.start, rows.stop)[:, columns]), (before, after, above, below))
 
 
 def _inside(axis: AxisWindows, start: int) -> tuple[slice, int, int]:
-    """The pixels of the image in a window that begins at `start`, and the padding before and after them."""
+    """Return the pixels of the image in a window that starts at `start`, and the padding before and after them."""
     first, last = start - axis.margin[0], start - axis.margin[0] + axis.crop
     pixels = slice(max(0, first), min(axis.length, last))
     return pixels, axis.before + pixels.start - first, axis.after + last - pixels.stop

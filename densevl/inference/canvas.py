@@ -1,6 +1,6 @@
-"""Tokens of windows averaged on the one patch grid of the whole image, as the windows come.
+"""Average tokens of windows on the patch grid of the whole image, as the windows come.
 
-Only sums are held, so memory does not grow with the overlap. Shape letters: B batch, N tokens, C channels.
+Only sums are stored, so memory does not grow with the overlap. Shape letters: B batch, N tokens, C channels.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from densevl.inference.windows import WindowGrid
 
 
 class Canvas:
-    """The mean of window tokens at every place of the image's grid, and of leading tokens over all windows.
+    """The mean of window tokens at each place of the image's grid, and of leading tokens over all windows.
 
     Attributes:
-        windows: as they were laid, with the tokens they gave. grid: (Y, X) of the whole image.
+        windows: as placed, with the tokens they gave. grid: (Y, X) of the whole image.
     """
 
     def __init__(self, windows: WindowGrid, batch: int, prefix: int = 0) -> None:
-        """`windows` are laid with blend "patch"; `batch` images, `prefix` leading tokens in each window."""
+        """`windows` have blend "patch"; `batch` images, `prefix` leading tokens per window."""
         self.windows, self._batch, self._prefix = windows, batch, prefix
         self._corners, self._added = windows.corners, 0
         self._total = torch.empty(0)
@@ -32,7 +32,7 @@ class Canvas:
         """Add the next windows' tokens (n*B, prefix + h*w, C), in the order of `WindowGrid.batches`.
 
         Args:
-            size: (h, w) where they are not the windows' own; the same for all.
+            size: (h, w) if it is not the windows' own; the same for all.
         """
         size = size or (self.windows.rows.tokens, self.windows.cols.tokens)
         self.windows = self.windows.with_tokens(*size)
@@ -47,7 +47,7 @@ class Canvas:
             self._added += 1
 
     def mean(self) -> torch.Tensor:
-        """(B, prefix + Y*X, C), once all windows were added; the sums are divided in place."""
+        """Return the mean (B, prefix + Y*X, C) after all windows were added. The sums are divided in place."""
         leading, places_BYXC = self._parts()
         count = leading.new_zeros(*self.grid, 1)
         for window in range(self._added):
@@ -57,7 +57,7 @@ class Canvas:
         return self._total
 
     def _parts(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views of the sums: leading tokens (B, prefix, C), and places (B, Y, X, C)."""
+        """Return views of the sums: leading tokens (B, prefix, C), and places (B, Y, X, C)."""
         return self._total[:, : self._prefix], self._total[:, self._prefix :].unflatten(1, self.grid)
 
     def _place(self, window: int) -> tuple[slice, slice]:

@@ -1,4 +1,4 @@
-"""Windows of an image with all that belongs to them: pixels, and the hints of the image cut to the windows."""
+"""Cut an image into windows: the pixels, and the image's hints for the windows."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from densevl.recipes import Hints
 def cut(
     maps: torch.Tensor, windows: WindowGrid, corners: list[tuple[int, int]], tokens: tuple[int, int] | None = None
 ) -> torch.Tensor:
-    """Parts of maps (B, C, h', w') that span the image of `windows`: (n*B, C, h, w), window by window.
+    """Cut maps (B, C, h', w') over the image of `windows` into parts (n*B, C, h, w), window by window.
 
     Args:
-        maps: float maps are interpolated, integer maps read at the nearest place.
-        windows: their geometry; corners: which of them, as `windows.corners` lists them.
-        tokens: (h, w) of each part; None keeps the maps' own resolution, to the nearest whole number.
+        maps: float maps are interpolated, integer maps are read at the nearest place.
+        windows: their geometry. corners: which of them, as listed in `windows.corners`.
+        tokens: (h, w) of each part; None keeps the maps' own resolution, to the nearest integer.
 
     Padding around the image repeats its border.
     """
@@ -31,7 +31,7 @@ def cut(
             max(1, round(windows.rows.span * height / windows.rows.length)),
             max(1, round(windows.cols.span * width / windows.cols.length)),
         )
-    exact = maps.float() if maps.is_floating_point() else maps.double()  # ids of regions may be large
+    exact = maps.float() if maps.is_floating_point() else maps.double()  # region ids may be large
     parts = []
     for top, left in corners:
         y, x = _places(windows.rows, top, tokens[0]), _places(windows.cols, left, tokens[1])
@@ -46,17 +46,17 @@ def cut(
 def at(
     hints: Hints, windows: WindowGrid, corners: list[tuple[int, int]], tokens: tuple[int, int] | None = None
 ) -> Hints:
-    """Hints of an image for some windows of it, window by window; what is for the whole image or any stays.
+    """Return an image's hints for some of its windows, window by window. Hints for any image are kept.
 
     Args:
         tokens: (h, w) that proxy features are cut to; None keeps their own resolution.
 
     Raises:
-        RecipeError: boxes, which are for an image as a whole, and several windows.
+        RecipeError: If there are boxes, which are for a whole image, and several windows.
     """
     if hints.boxes is not None and len(windows) > 1:
-        raise RecipeError("boxes are for an image as a whole; take one window over it, crop=None")
-    own = windows.rows.tokens, windows.cols.tokens  # bilinear at their centres, as masks are read anyway
+        raise RecipeError("boxes are for a whole image; take one window over it, crop=None")
+    own = windows.rows.tokens, windows.cols.tokens  # bilinear at their centres, as masks are read
     proxy, regions, masks = hints.proxy, hints.regions, hints.masks
     return replace(
         hints,
@@ -67,7 +67,7 @@ def at(
 
 
 def batches(pixels: torch.Tensor, windows: WindowGrid, hints: Hints, size: int) -> Iterator[tuple[torch.Tensor, Hints]]:
-    """Windows of an image (B, 3, H, W), at most `size` at a time, each batch with all that belongs to it."""
+    """Yield windows of an image (B, 3, H, W), at most `size` at a time, each batch with its hints."""
     first = 0
     for part in windows.batches(pixels, size):
         corners = windows.corners[first : first + part.shape[0] // pixels.shape[0]]
@@ -76,7 +76,7 @@ def batches(pixels: torch.Tensor, windows: WindowGrid, hints: Hints, size: int) 
 
 
 def _places(axis: AxisWindows, start: int, count: int) -> torch.Tensor:
-    """Centres of a window's tokens on one axis, -1 and 1 being the image's edges."""
+    """Return the centres of a window's tokens on one axis, where -1 and 1 are the image's edges."""
     first = start - axis.margin[0] - axis.before
     centres = first + (torch.arange(count) + 0.5) * axis.span / count
     return 2 * centres / axis.length - 1

@@ -1,8 +1,8 @@
-"""From scores to a label map: synonyms, background, thresholds; never a volume of classes by pixels.
+"""From scores to a label map, with synonyms, background and thresholds, without a volume of classes by pixels.
 
-The decision of the SCLIP family of papers: p = softmax over all query strings of scale * score; a class has the
-probability of its best string; a pixel takes the best class, and none where a background string wins or the
-probability is under the threshold. The best string decides the class, so synonyms cost nothing.
+The rule is that of the SCLIP family of papers: p = softmax over all query strings of scale * score. A class has the
+probability of its best string. A pixel takes the best class, or none if a background string wins or the probability is
+below the threshold. The best string decides the class, so synonyms cost nothing.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from densevl.kernels import AxisPlan, DecodePlan, dense_decode, dense_scores
 from densevl.vocabulary.background import NOTHING
 
 Refine = Callable[[torch.Tensor], torch.Tensor]
-SURE = 1e-6  # confidence is kept this far from 0 and 1 before it is calibrated
+SURE = 1e-6  # confidence is clipped this far from 0 and 1 before calibration
 AS_IT_IS = (1.0, 0.0)
-REFINED_AT_ONCE = 16  # queries whose full maps are held while they are refined
+REFINED_AT_ONCE = 16  # queries whose full maps are held while refined
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,32 +45,32 @@ def decode(
     """Decide every pixel.
 
     Args:
-        scores: (B, Y, X, T) window scores; plan: their map to pixels.
+        scores: (B, Y, X, T) window scores. plan: their map to pixels.
         classes: (T,) class index of each query, -1 for background queries.
         scale: multiplies scores before the softmax (CLIP papers use 40 to 65).
-        threshold: under this probability a pixel is labelled -1.
-        rest: a pixel is labelled -1 where what the best string leaves, 1 - p, is more than p (the 1-max background).
-        min_share: a class whose share of the labelled pixels is not above this gives them to the next best class
-            (the papers' area threshold); probabilities stay those over all queries.
-        refine: sharpens scores at pixels, (B, C, H, W) to the same, each channel for itself (`refine.Pamr`); a few
-            queries at a time are built for it, never all.
-        calibration: slope and offset, see `InferenceProtocol`; thresholds are for what it makes.
+        threshold: below this probability a pixel is labelled -1.
+        rest: a pixel is labelled -1 if the best string leaves more than it has, 1 - p > p (the 1-max background).
+        min_share: a class with no more than this share of the labelled pixels loses them to the next best class (the
+            papers' area threshold). Probabilities are still over all queries.
+        refine: refines scores at pixels, (B, C, H, W) to the same, each channel separately (`refine.Pamr`). Only a few
+            queries at a time are expanded for it.
+        calibration: slope and offset, see `InferenceProtocol`. Thresholds apply to calibrated values.
 
     Returns:
-        The label map; `confidence` is the calibrated probability of the winning string, background and the rest
-        included.
+        The label map. `confidence` is the calibrated probability of the winning string, including background and the
+        rest.
     """
     query, score, lse = _best_query(scores, plan, scale, refine)
     labels = classes[query.long()]
     if min_share > 0:
-        for image in range(len(labels)):  # the share is a property of one image
+        for image in range(len(labels)):  # the share is per image
             dropped = _rare(labels[image], classes, min_share)
             if dropped.any():
                 kept = (~dropped).nonzero().flatten()
                 again, best, _ = _best_query(scores[image : image + 1, ..., kept], plan, scale, refine)
                 labels[image] = classes[kept][again[0].long()]
                 score[image] = best[0]
-    confidence = calibrated(torch.exp(scale * score - lse).clamp_(max=1.0), calibration)  # rounding may reach past 1
+    confidence = calibrated(torch.exp(scale * score - lse).clamp_(max=1.0), calibration)  # rounding may exceed 1
     labels = torch.where(confidence < threshold, NOTHING, labels)
     if rest:
         labels = torch.where(confidence < 0.5, NOTHING, labels)
@@ -79,7 +79,7 @@ def decode(
 
 
 def calibrated(p: torch.Tensor, calibration: tuple[float, float]) -> torch.Tensor:
-    """Probabilities of winning strings as confidence: sigmoid(slope * logit(p) + offset)."""
+    """Convert probabilities of winning strings to confidence: sigmoid(slope * logit(p) + offset)."""
     if calibration == AS_IT_IS:
         return p
     slope, offset = calibration
@@ -89,7 +89,7 @@ def calibrated(p: torch.Tensor, calibration: tuple[float, float]) -> torch.Tenso
 def _best_query(
     scores: torch.Tensor, plan: DecodePlan, scale: float, refine: Refine | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `dense_decode`, with the scores refined in between: label, score and logsumexp, (B, H, W) each."""
+    """Like `dense_decode` with refined scores: label, score and logsumexp, (B, H, W) each."""
     if refine is None:
         return dense_decode(scores, plan, scale)
     if not scores.shape[-1]:
@@ -99,13 +99,13 @@ def _best_query(
     for first in range(0, scores.shape[-1], REFINED_AT_ONCE):
         volume = refine(dense_scores(scores[..., first : first + REFINED_AT_ONCE], plan))
         best, which = volume.max(dim=1)
-        label = torch.where(best > score, which + first, label)  # the first of equals stays
+        label = torch.where(best > score, which + first, label)  # the first stays if equal
         score, lse = torch.maximum(score, best), torch.logaddexp(lse, torch.logsumexp(scale * volume, dim=1))
     return label, score, lse
 
 
 def _rare(labels: torch.Tensor, classes: torch.Tensor, min_share: float) -> torch.Tensor:
-    """Which queries (T,) belong to a class with too small a share of the labelled pixels; never all of them."""
+    """Return which queries (T,) belong to a class with too small a share of the labelled pixels; never all of them."""
     counts = torch.bincount(labels[labels != NOTHING], minlength=int(classes.max().clamp(min=0)) + 1).float()
     share = counts / counts.sum().clamp(min=1)
     dropped = (classes != NOTHING) & (share[classes.clamp(min=0)] <= min_share)
@@ -113,17 +113,17 @@ def _rare(labels: torch.Tensor, classes: torch.Tensor, min_share: float) -> torc
 
 
 def present(scores: torch.Tensor, classes: torch.Tensor, count: int, *, scale: float, threshold: float) -> torch.Tensor:
-    """Which classes each image holds: (B, count) bool, before anything goes to pixels.
+    """Return which classes are in each image, bool (B, count), before pixels are labelled.
 
-    A class is present if somewhere on the patch grid one of its strings has a probability of at least `threshold` among
-    all strings: MaskCLIP's prompt denoising, with 0.5 and CLIP's own scale.
+    A class is present if one of its strings has a probability of at least `threshold` among all strings somewhere on
+    the patch grid. This is MaskCLIP's prompt denoising, with 0.5 and CLIP's own scale.
 
     Args:
-        scores: (B, Y, X, T) window scores; classes: (T,) class index of each string, -1 for classless ones.
-        count: number of classes; scale: multiplies scores before the softmax.
+        scores: (B, Y, X, T) window scores. classes: (T,) class index of each string, -1 for strings without class.
+        count: number of classes. scale: multiplies scores before the softmax.
     """
     best_BT = torch.full((len(scores), scores.shape[-1]), -torch.inf, device=scores.device)
-    for row_BXT in scores.unbind(dim=1):  # one row at a time: no second tensor as large as the scores
+    for row_BXT in scores.unbind(dim=1):  # one row at a time, to avoid a second tensor as large as the scores
         best_BT = torch.maximum(best_BT, torch.softmax(scale * row_BXT, dim=-1).amax(dim=1))
     owned = classes != NOTHING
     best_BC = torch.full((len(scores), count), -torch.inf, device=scores.device)
@@ -144,15 +144,15 @@ def chances(
     refine: Refine | None = None,
     calibration: tuple[float, float] = AS_IT_IS,
 ) -> torch.Tensor:
-    """Probabilities of all classes at some pixels, by the softmax that made `confidence`: (B, count + 1, h, w).
+    """Return probabilities of all classes at some pixels, by the softmax of `confidence`: (B, count + 1, h, w).
 
     Args:
-        scores, plan, classes, scale, rest, refine, calibration: as `decode`. count: classes.
+        scores, plan, classes, scale, rest, refine, calibration: as for `decode`. count: number of classes.
         rows, cols: (h,) and (w,) int64 pixels of the output.
 
     Returns:
-        Each class has the probability of its best string; the last one, "nothing", that of the best string without a
-        class, or with `rest` what the best string leaves. They do not sum to 1 where classes have several strings.
+        Each class has the probability of its best string. The last one, "nothing", has that of the best string without
+        a class, or with `rest` what the best string leaves. They do not sum to 1 if classes have several strings.
     """
     if refine is None:
         few = DecodePlan(AxisPlan(plan.rows.matrix[rows.cpu()]), AxisPlan(plan.cols.matrix[cols.cpu()]))
@@ -161,7 +161,7 @@ def chances(
         parts = scores.split(REFINED_AT_ONCE, dim=-1)
         strings = torch.cat([refine(dense_scores(part, plan))[:, :, rows[:, None], cols] for part in parts], dim=1)
     p_BThw = (scale * strings).softmax(dim=1)
-    if calibration != AS_IT_IS:  # the others share what the best leaves
+    if calibration != AS_IT_IS:  # the others share what is left
         top_B1hw = p_BThw.amax(dim=1, keepdim=True)
         sure_B1hw = calibrated(top_B1hw, calibration)
         left_B1hw = (1 - sure_B1hw) / (1 - top_B1hw).clamp(min=SURE)
@@ -177,9 +177,9 @@ def chances(
 def class_scores(
     scores: torch.Tensor, plan: DecodePlan, classes: torch.Tensor, count: int, refine: Refine | None = None
 ) -> torch.Tensor:
-    """The full volume, on demand: (B, count, H, W), each class its best string's score, background left out.
+    """Return the full volume (B, count, H, W), where each class has its best string's score, without background.
 
-    Class by class, so that of the strings only those of one class are ever held at full size.
+    It is computed class by class, so that only the strings of one class are held at full size.
     """
     volume = torch.empty(len(scores), count, *plan.size, device=scores.device)
     for index in range(count):

@@ -1,4 +1,4 @@
-"""The routes of the server, over FastAPI; the work is the `Service`'s."""
+"""The routes of the server, with FastAPI. The work is done by the `Service`."""
 
 from __future__ import annotations
 
@@ -32,49 +32,51 @@ from densevl.vocabulary.parsing import short
 
 PAGE = Path(__file__).parent / "page"
 CODES = {404: "not_found", 405: "method", 400: "malformed"}
-SAME_STEM = ("labelme",)  # whoever reads it finds the photo by its name
+SAME_STEM = ("labelme",)  # readers of the file find the photo by its name
 FAILURES: dict[int | str, dict[str, Any]] = {
-    413: {"model": Failure, "description": "larger than the server takes"},
-    422: {"model": Failure, "description": "an image, labels or a setting that cannot be used; the message says why"},
-    503: {"model": Failure, "description": "too many requests at once; Retry-After says when to ask again"},
+    413: {"model": Failure, "description": "larger than the server allows"},
+    422: {"model": Failure, "description": "an unusable image, labels or setting; the message says why"},
+    503: {"model": Failure, "description": "too many requests at once; Retry-After says when to try again"},
 }
 
 Image = Annotated[UploadFile, File(description="the photo: JPEG, PNG, WebP, ...")]
 Labels = Annotated[
     str,
-    Form(description='classes: "cat, dog | puppy, sky", or JSON: a list of such, or a dict of name to list of words'),
+    Form(
+        description='classes: "cat, dog | puppy, sky", or JSON: a list of these, or an object of lists of words by name'
+    ),
 ]
 Model = Annotated[str, Form(description="one of /v1/models; the first if left out")]
 Recipe = Annotated[str, Form(description="one of the model's recipes; the first if left out")]
 Background = Annotated[
-    str, Form(description='when a pixel is none of the labels: "auto", "none", a probability, words, or a list: "voc"')
+    str, Form(description='when a pixel has none of the labels: "auto", "none", a probability, words, or a list: "voc"')
 ]
 Presence = Annotated[str, Form(description="labels that reach this probability nowhere in the photo are dropped")]
 Edits = Annotated[
-    str, Form(description='corrections, JSON [[x, y, "name"], ...]: the region around that pixel is of that class')
+    str, Form(description='corrections, JSON [[x, y, "name"], ...]: the region around that pixel has that class')
 ]
-Proposals = Annotated[str, Form(description="what finds regions: one of /v1/models; the first if left out")]
-Boxes = Annotated[str, Form(description="JSON [[x0, y0, x1, y1], ...] in pixels: what is in these boxes is named")]
-Points = Annotated[str, Form(description="JSON [[x, y], ...] in pixels: what lies there is named")]
-Objects = Annotated[bool, Form(description="only regions that are a label, each thing once, the best first")]
-Normal = Annotated[list[UploadFile], File(description="images of sound things, to compare with")]
-Item = Annotated[str, Form(description='what is looked at, in the singular: "metal nut"')]
+Proposals = Annotated[str, Form(description="the proposer of regions: one of /v1/models; the first if left out")]
+Boxes = Annotated[str, Form(description="JSON [[x0, y0, x1, y1], ...] in pixels: name what is in these boxes")]
+Points = Annotated[str, Form(description="JSON [[x, y], ...] in pixels: name what is at these points")]
+Objects = Annotated[bool, Form(description="keep only regions that have a label, each object once, best first")]
+Normal = Annotated[list[UploadFile], File(description="images of normal objects, to compare with")]
+Item = Annotated[str, Form(description='the object in the images, in the singular: "metal nut"')]
 Fpr = Annotated[str, Form(description="the share of normal images that may be called anomalous; 0.01 if left out")]
-SessionKey = Annotated[str, Form(description="which session: as /v1/session gave it")]
-Number = Annotated[int, Form(description="which photo: its number in the session")]
+SessionKey = Annotated[str, Form(description="the session, as returned by /v1/session")]
+Number = Annotated[int, Form(description="the number of the photo in the session")]
 Name = Annotated[str, Form(description='the class; a new one is added; "nothing" for none of them')]
-Box = Annotated[str, Form(description="JSON [x0, y0, x1, y1] in pixels: what is in this box")]
-Point = Annotated[str, Form(description="JSON [x, y] in pixels: the region of one label there")]
-Mask = Annotated[UploadFile | None, File(description="a picture of the photo's size, bright where it is meant")]
-Saved = Annotated[UploadFile, File(description="what /v1/session/coco gave")]
+Box = Annotated[str, Form(description="JSON [x0, y0, x1, y1] in pixels: the object in this box")]
+Point = Annotated[str, Form(description="JSON [x, y] in pixels: the region of one label at this point")]
+Mask = Annotated[UploadFile | None, File(description="a picture of the photo's size, bright at the pixels meant")]
+Saved = Annotated[UploadFile, File(description="a file from /v1/session/coco")]
 Format = Annotated[str, Form(description="json, or a file; /v1/models lists them")]
 
 
 def create_app(service: Service, *, local: bool = True, origin: str | None = None) -> Gate:
-    """The ASGI application.
+    """Create the ASGI application.
 
     Args:
-        local: only this machine is served. origin: of a page elsewhere that may ask too; see `Gate`.
+        local: serve only this machine. origin: address of a page elsewhere that may send requests; see `Gate`.
     """
     counters = Counters()
 
@@ -82,7 +84,7 @@ def create_app(service: Service, *, local: bool = True, origin: str | None = Non
     async def life(app: FastAPI) -> AsyncIterator[None]:
         threads = max(2, min(service.limits.queue, os.cpu_count() or 1))
         asyncio.get_running_loop().set_default_executor(_threads(threads))
-        current_default_thread_limiter().total_tokens = threads  # of those that read the page and uploads
+        current_default_thread_limiter().total_tokens = threads  # threads that read the page and uploads
         yield
         service.close()
 
@@ -91,7 +93,7 @@ def create_app(service: Service, *, local: bool = True, origin: str | None = Non
         title="densevl",
         version=__version__,
         description="Open-vocabulary dense prediction.",
-        docs_url=None,  # their scripts lie on another host
+        docs_url=None,  # their scripts are on another host
         redoc_url=None,
         lifespan=life,
     )
@@ -175,7 +177,7 @@ def create_app(service: Service, *, local: bool = True, origin: str | None = Non
 
     @app.post("/v1/classify", **_route(Naming, labels="harbour, street, kitchen"))
     async def classify(image: Image, labels: Labels, model: Model = "", format: Format = "json") -> Response:
-        """Say which label a whole photo is."""
+        """Find the likeliest label of a whole photo."""
         return _sent(
             await service.classify(await _read(image), labels, model, format or "json"), image.filename, format
         )
@@ -184,19 +186,19 @@ def create_app(service: Service, *, local: bool = True, origin: str | None = Non
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """What this server offers: models, their recipes and tasks, proposals, formats and limits."""
+        """List what this server offers: models, their recipes and tasks, proposals, formats and limits."""
         return service.catalogue()
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        """Whether the server works, and how much it has to do."""
+        """Report that the server works, and its load."""
         waiting = sum(worker.load for _, worker in service.sites)
         return {"status": "ok", "running": gate.running, "on_devices": waiting, "queue": service.limits.queue}
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> str:
-        """Counts and times in the text format of Prometheus."""
-        now = {"running": ("Requests that are worked on or wait.", float(gate.running))}
+        """Return counts and times in the text format of Prometheus."""
+        now = {"running": ("Requests that run or wait.", float(gate.running))}
         return counters.text(now | service.gauges())
 
     routes = [route.path for route in app.routes if hasattr(route, "path")]
@@ -211,14 +213,14 @@ def create_app(service: Service, *, local: bool = True, origin: str | None = Non
 
 
 def _threads(count: int) -> ThreadPoolExecutor:
-    """Threads that read and write images. Each keeps a heap of its own, so that all are there from the start."""
+    """Create threads that read and write images, all at the start, because each has its own heap."""
     pool, met = ThreadPoolExecutor(count, "densevl-images"), threading.Barrier(count)
     list(pool.map(lambda _: met.wait(), range(count)))
     return pool
 
 
 def sessions(app: FastAPI, service: Service) -> None:
-    """The routes of labelling sessions: photos that are corrected here and there, and learn from it."""
+    """Add the routes of labelling sessions: photos are corrected in places, and the sessions learn from it."""
 
     @app.post("/v1/session", **_route(Session, image="", labels="elephant, fish, sailboat"))
     async def begin(labels: Labels, model: Model = "", recipe: Recipe = "", background: Background = "") -> Session:
@@ -232,7 +234,7 @@ def sessions(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/session/labels", **_route(SessionLabels, image="", session="...", photo="0"))
     async def labelled(session: SessionKey, photo: Number, format: Format = "json") -> Response:
-        """Label every pixel of a photo, by words and by all that was corrected."""
+        """Label every pixel of a photo by words and all corrections."""
         answer, name = await service.labelled(session, photo, format or "json")
         return _sent(answer, name, format)
 
@@ -242,40 +244,40 @@ def sessions(app: FastAPI, service: Service) -> None:
     async def correct(
         session: SessionKey, photo: Number, name: Name, box: Box = "", point: Point = "", mask: Mask = None
     ) -> Session:
-        """Say what a box, the region at a point, or the pixels of a mask show; all photos learn from it."""
+        """Correct the label of a box, the region at a point, or the pixels of a mask. All photos learn from it."""
         read = None if mask is None else await _read(mask)
         return await service.correct(session, photo, name, box, point, read)
 
     @app.post("/v1/session/confirm", **_route(Session, image="", session="...", photo="0"))
     async def confirm(session: SessionKey, photo: Number) -> Session:
-        """Say that a photo is right as it is: all of it becomes an example."""
+        """Confirm a photo as it is. All of it becomes an example."""
         return await service.sessions.confirm(session, photo)
 
     @app.post("/v1/session/undo", **_route(Session, image="", session="..."))
     async def undo(session: SessionKey) -> Session:
-        """Take back the last correction."""
+        """Undo the last correction."""
         return await service.sessions.undo(session)
 
     @app.post("/v1/session/coco", **_route(dict[str, Any], image="", session="..."))
     async def coco(session: SessionKey) -> Response:
-        """All photos as COCO: what was said, then what was found."""
+        """Return all photos as COCO: corrections, then results."""
         answer = answers.as_file(await service.sessions.coco(session))
         return _sent(answer, "session", "coco")
 
     @app.post("/v1/session/restore", **_route(Session, image="", session="...", file="session.coco.json"))
     async def restore(session: SessionKey, file: Saved) -> Session:
-        """Say again what a file says of the photos that are in the session, by their names."""
+        """Apply the corrections of a file to the photos of the session, matched by name."""
         return await service.restore(session, await file.read())
 
     @app.post("/v1/session/end", **_route(dict[str, Any], image="", session="..."))
     async def end(session: SessionKey) -> dict[str, Any]:
-        """Forget a session."""
+        """End a session and forget it."""
         service.sessions.end(session)
         return {}
 
 
 def _route(answer: type[Any], *, image: str = "water.png", **example: str) -> dict[str, Any]:
-    """What the description of a route says: its answers, and an example, whose files lie in /examples/."""
+    """Return the OpenAPI description of a route: its responses, and an example with files from /examples/."""
     form = {**({"image": f"examples/{image}"} if image else {}), **example}
     return {
         "responses": {200: {"model": answer}, **FAILURES},
@@ -284,7 +286,7 @@ def _route(answer: type[Any], *, image: str = "water.png", **example: str) -> di
 
 
 async def _only_known(request: Request) -> None:
-    """Refuse what a route would pass over: fields that it has not, or that come twice where it takes one."""
+    """Refuse what a route would ignore: unknown fields, and repeated fields where it expects one value."""
     if request.method != "POST":
         return
     known = {field.alias: field for field in request.scope["route"].dependant.body_params}  # codespell:ignore dependant
@@ -315,8 +317,8 @@ def _problem(status: int, code: str, message: str, headers: Mapping[str, str] | 
 
 
 async def _unusable(request: Request, error: Any) -> Response:
-    if isinstance(error, WeightsError | MissingExtraError):  # the operator's, and it may hold paths
-        raise RuntimeError("the server lacks something") from error
+    if isinstance(error, WeightsError | MissingExtraError):  # the operator's problem, and it may contain paths
+        raise RuntimeError("the server cannot load what a request needs") from error
     return _problem(422, type(error).__name__.removesuffix("Error").lower() or "error", str(error))
 
 
@@ -339,7 +341,7 @@ async def _malformed(request: Request, error: Any) -> Response:
 
 async def _other(request: Request, error: Any) -> Response:
     if error.status_code == 404 and any(route.path == request.url.path for route in request.app.routes):
-        detail = f"{request.method} does not go with {request.url.path}; send a POST with a form"
+        detail = f"{request.method} does not work with {request.url.path}; send a POST with a form"
         return _problem(405, CODES[405], detail, {"Allow": "POST"})
     code = CODES.get(error.status_code, "error")
     return _problem(error.status_code, code, str(error.detail), error.headers)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on sockets that nobody else can hold: uvicorn itself waits for a request, or a reader, for ever."""
+"""HTTP/1.1 on sockets that clients cannot hold open: uvicorn by itself waits forever for a request or a reader."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any, ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEADERS = 10.0  # seconds in which the headers of a request arrive, and in which some of an answer is read
-REST = 30.0  # seconds in which the rest of a request arrives that was answered before it was whole
-IDLE = 256  # connections at once on which no request is worked on; the oldest makes room for the next
-PIECES = 4000  # of a body that may be of any size
+HEADERS = 10.0  # seconds for the headers of a request to arrive, and for some of an answer to be read
+REST = 30.0  # seconds for the rest of a request to arrive if it was answered early
+IDLE = 256  # connections at once without a running request; the oldest is closed for the next
+PIECES = 4000  # of a body, which may have any size
 BUSY = (h11.SEND_RESPONSE, h11.SEND_BODY)
-PIECE = 256  # bytes that further ones have on average: each costs as much to read, however small it is
+PIECE = 256  # average bytes that more pieces must have, since reading one costs the same at any size
 
 
 class Connection(H11Protocol):
-    """Closed when a client takes too long to ask or to read, asks in crumbs, or when too many others wait to ask."""
+    """Closed if a client is too slow to send or read, sends tiny pieces, or too many others are waiting to send."""
 
     waiting: ClassVar[dict[Connection, asyncio.TimerHandle]] = {}
-    """Those that wait for their client, the oldest first, and when each is looked at again."""
+    """Connections that wait for their client, oldest first, with the timer of their next check."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         """See uvicorn."""
         super().__init__(*given, **named)
         self.conn = _Parser(h11.SERVER, self.conn._max_incomplete_event_size)
-        self._unread = math.inf  # bytes of an answer that were not read when it was last looked
+        self._unread = math.inf  # unread bytes of an answer at the last check
 
     def connection_made(self, transport: Any) -> None:
         """See `asyncio.Protocol`."""
@@ -42,31 +42,31 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def handle_events(self) -> None:
-        """A client that has asked is not waited for."""
+        """Stop the timer once a client has sent its request."""
         super().handle_events()
         if self._at_work():
             self._go_on()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is told so, unless another answer is under way."""
+        """Answer what is not HTTP with an error, unless another answer is being sent."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
         else:
             self.transport.abort()
 
     def on_response_complete(self) -> None:
-        """The answer is to be read, and the next request has as long as the first."""
+        """Start the timer for reading the answer and sending the next request."""
         super().on_response_complete()
-        if self.conn.our_state not in BUSY:  # else the next one had come already
+        if self.conn.our_state not in BUSY:  # otherwise the next one has already arrived
             self._wait(REST if self.conn.their_state is h11.SEND_BODY else HEADERS)
 
     def pause_writing(self) -> None:
-        """An answer is larger than what the client has read of it."""
+        """Start the timer, because the client has not read all of the answer."""
         super().pause_writing()
         self._wait(HEADERS)
 
     def resume_writing(self) -> None:
-        """It has read most."""
+        """Stop the timer, because the client has read most of it."""
         super().resume_writing()
         if self._at_work():
             self._go_on()
@@ -86,7 +86,7 @@ class Connection(H11Protocol):
 
     def _look(self) -> None:
         unread = self.transport.get_write_buffer_size()
-        if 0 < unread < self._unread:  # it reads, slowly
+        if 0 < unread < self._unread:  # it is reading, but slowly
             self._wait(HEADERS)
             self._unread = unread
         else:
@@ -98,7 +98,7 @@ class Connection(H11Protocol):
 
 
 class _Parser(h11.Connection):
-    """Ends a body that comes in crumbs."""
+    """Stops reading a body that comes in tiny pieces."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -112,5 +112,5 @@ class _Parser(h11.Connection):
         elif isinstance(event, h11.Data):
             self._pieces, self._size = self._pieces + 1, self._size + len(event.data)
             if self._pieces > PIECES and self._size < PIECE * self._pieces:
-                raise h11.RemoteProtocolError("a body in crumbs")
+                raise h11.RemoteProtocolError("a body in tiny pieces")
         return event

@@ -1,4 +1,4 @@
-"""What the server counts, as Prometheus reads it."""
+"""The server's counters, in the format of Prometheus."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ BUCKETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 class Counters:
-    """Requests by route and status, and how long answers took. They are touched by the event loop alone."""
+    """Counts requests by route and status, and the time of answers. Only the event loop uses it."""
 
     def __init__(self) -> None:
-        """All at nothing."""
+        """Start all counts at zero."""
         self.requests: Counter[tuple[str, int]] = Counter()
-        self._took: dict[str, list[float]] = {}  # by route: counts up to each bucket, of all, and the sum
+        self._took: dict[str, list[float]] = {}  # by route: counts up to each bucket, total count, and sum
 
     def add(self, route: str, status: int, seconds: float) -> None:
         """Count an answer."""
@@ -26,12 +26,12 @@ class Counters:
             row[-1] += seconds
 
     def mean(self, route: str) -> float:
-        """Seconds an answer took; 1 before the first."""
+        """Return the mean seconds per answer; 1 before the first."""
         row = self._took.get(route)
         return row[-1] / row[-2] if row else 1.0
 
     def text(self, gauges: dict[str, tuple[str, float]]) -> str:
-        """The text format. Args: gauges: by name what it is, and its value."""
+        """Return the text format. `gauges`: description and value by name."""
         lines = ["# HELP densevl_requests_total Answers by route and status.", "# TYPE densevl_requests_total counter"]
         lines += [
             f'densevl_requests_total{{route="{route}",status="{status}"}} {count}'

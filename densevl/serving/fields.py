@@ -1,7 +1,7 @@
-"""What clients send as text, read: labels, background, numbers.
+"""Parse the text that clients send: labels, background, numbers.
 
-The library opens a string that looks like a file's name, as its user wants. A client's string is never handed on as
-one: it becomes a list, a number, or a name that is on a list of ours.
+The library opens a string that looks like a file name, as its users expect. A client's string is never passed on like
+that: it becomes a list, a number, or one of a fixed list of names.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ NAMED = {"auto", "none", UNKNOWN, REST, *NEWEST, *WORD_LISTS}
 
 
 def labels(text: str, limits: Limits) -> LabelSet:
-    """Labels with commas between, "dog | puppy" for two words of one class; or JSON: a list, or a dict of lists.
+    """Parse labels separated by commas, "dog | puppy" for two words of one class; or JSON: a list, or dict of lists.
 
     Raises:
-        LabelError: none, too many, or unusable ones.
+        LabelError: If there are none or too many, or some are unusable.
     """
     given: Any = _json(text, "labels", LabelError) if text.lstrip()[:1] in ("[", "{") else text.split(",")
     if isinstance(given, dict):
@@ -35,7 +35,7 @@ def labels(text: str, limits: Limits) -> LabelSet:
     else:
         strings = given
     if not all(isinstance(word, str) for word in strings):
-        raise LabelError("labels in JSON are a list of strings, or a dict of name to list of strings")
+        raise LabelError("labels in JSON must be a list of strings, or an object of lists of strings by name")
     _no_more(strings, sum(word.count("|") + 1 for word in strings), "labels and synonyms", LabelError, limits)
     if not any(word.strip() for word in strings):
         raise LabelError('no labels; name at least one, such as "cat, dog"')
@@ -44,10 +44,10 @@ def labels(text: str, limits: Limits) -> LabelSet:
 
 
 def background(text: str, limits: Limits) -> Any:
-    """When a pixel is none of the labels, as the pipelines take it: a name of ours, a probability, or words.
+    """Parse a background for the pipelines: one of a fixed list of names, a probability, or words.
 
     Raises:
-        OptionError: unusable words, or too many.
+        OptionError: If words are unusable or too many.
     """
     text = text.strip()
     if not text or text in NAMED:
@@ -62,10 +62,10 @@ def background(text: str, limits: Limits) -> Any:
 
 
 def share(text: str, what: str) -> float | None:
-    """A probability above 0 and below 1; None if left out.
+    """Parse a probability above 0 and below 1; None if left out.
 
     Raises:
-        OptionError: anything else.
+        OptionError: If it is anything else.
     """
     if not text.strip():
         return None
@@ -79,10 +79,10 @@ def share(text: str, what: str) -> float | None:
 
 
 def prompts(text: str, what: str, count: int, limits: Limits) -> list[list[float]]:
-    """Boxes or points: JSON, a list of lists of `count` numbers in pixels; none if left out.
+    """Parse boxes or points: a JSON list of lists of `count` numbers in pixels; empty if left out.
 
     Raises:
-        ProposalError: anything else, or too many.
+        ProposalError: If it is anything else, or too many.
     """
     if not text.strip():
         return []
@@ -98,22 +98,22 @@ def prompts(text: str, what: str, count: int, limits: Limits) -> list[list[float
 
 
 def prompt(text: str, what: str, count: int, limits: Limits) -> list[float]:
-    """One box or point: JSON, a list of `count` numbers in pixels.
+    """Parse one box or point: a JSON list of `count` numbers in pixels.
 
     Raises:
-        ProposalError: anything else.
+        ProposalError: If it is anything else.
     """
     found = prompts(f"[{text}]", what, count, limits)
     if len(found) != 1:
-        raise ProposalError(f"{len(found)} {what} where one is asked for")
+        raise ProposalError(f"{len(found)} {what} where one is expected")
     return found[0]
 
 
 def edits(text: str, limits: Limits) -> list[tuple[int, int, str]]:
-    """Corrections: JSON, a list of [x, y, name]: the region of one label around that pixel is of this name.
+    """Parse corrections: a JSON list of [x, y, name], where the region of one label around that pixel has this name.
 
     Raises:
-        OptionError: anything else, or too many.
+        OptionError: If it is anything else, or too many.
     """
     if not text.strip():
         return []
@@ -124,16 +124,16 @@ def edits(text: str, limits: Limits) -> list[tuple[int, int, str]]:
     ):
         raise OptionError('edits must be [[x, y, "name"], ...], as JSON')
     if any(abs(number) > FAR for row in given for number in row[:2]):
-        raise OptionError("an edit is no pixel of any photo; they are [x, y, name]")
+        raise OptionError("an edit is outside of any photo; edits are [x, y, name]")
     _no_more([name for _, _, name in given], len(given), "edits", OptionError, limits)
     return [(x, y, name) for x, y, name in given]
 
 
 def words(text: str, what: str) -> str:
-    """A few words, without needless space.
+    """Normalise the space in a few words.
 
     Raises:
-        OptionError: too long.
+        OptionError: If it is too long.
     """
     tidy = " ".join(text.split())
     if len(tidy) > FEW:
@@ -151,11 +151,13 @@ def _no_more(words: Sequence[str], count: int, what: str, error: type[DensevlErr
 def _no_files(words: Iterable[str], what: str, error: type[DensevlError]) -> None:
     for word in (part.strip() for entry in words for part in entry.split("|")):
         if names_file(word):
-            raise error(f"{what} {short(word)!r} looks like a path; a server opens no files: send the words themselves")
+            raise error(
+                f"{what} {short(word)!r} looks like a path, but a server opens no files: send the words themselves"
+            )
 
 
 def _json(text: str, what: str, error: type[DensevlError]) -> Any:
     try:
         return json.loads(text, parse_constant=lambda name: None)
     except (ValueError, RecursionError) as reason:
-        raise error(f"{what} are no JSON: {reason}") from reason
+        raise error(f"{what} are not JSON: {reason}") from reason

@@ -1,4 +1,4 @@
-"""What stands before the app, as plain ASGI: who may ask, how much, how many at once, and what every answer carries."""
+"""An ASGI layer in front of the app: who may send requests, how large and how many, and the headers of all answers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Receive = Callable[[], Any]
 Send = Callable[[MutableMapping[str, Any]], Any]
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-PIECE = 2**16  # bytes of a body that the app is given at once
-PATIENCE = 3.0  # seconds that a request may take to arrive where others find no room
-DISCARDED = 4  # times the limit that is read and thrown away, so that a client that still sends gets the answer
+PIECE = 2**16  # bytes of a body passed to the app at once
+PATIENCE = 3.0  # seconds a request may take to arrive while others find no room
+DISCARDED = 4  # times the limit that is read and discarded, so that a client still sending gets the answer
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -35,39 +35,39 @@ HEADERS = {
 
 
 class Refused(Exception):
-    """A request that the app never sees. Attributes: status, code, message; headers: of the answer."""
+    """A request that the app never sees. Attributes: status, code, message, headers: of the answer."""
 
     def __init__(self, status: int, code: str, message: str, **headers: str) -> None:
-        """An answer."""
+        """Create the answer."""
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
-INTERNAL = Refused(500, "internal", "something went wrong here; it is in the server's log")
-STOPPING = Refused(503, "stopping", "the server is being stopped; ask again soon", retry_after="5", connection="close")
+INTERNAL = Refused(500, "internal", "something went wrong; see the server's log")
+STOPPING = Refused(503, "stopping", "the server is stopping; try again soon", retry_after="5", connection="close")
 
 
 class Gate:
-    """The app behind its limits."""
+    """The app with limits in front of it."""
 
     def __init__(
         self, app: Any, limits: Limits, counters: Counters, routes: Collection[str], *, local: bool, origin: str | None
     ) -> None:
-        """A gate.
+        """Create a gate.
 
         Args:
-            routes: the paths that are counted by their names.
-            local: only this machine is served, so requests name it so: another name is a page elsewhere that has its
-                own name point here.
-            origin: of a page elsewhere that may ask too, "https://example.org".
+            routes: the paths that are counted by name.
+            local: serve only this machine, so requests must use its name: any other name is a page elsewhere whose own
+                name was pointed here.
+            origin: address of a page elsewhere that may send requests, "https://example.org".
         """
         self.app, self.limits, self.counters, self.routes = app, limits, counters, frozenset(routes)
         self.origin = origin
         self.hosts = LOOPBACK | {urlsplit(origin).hostname or ""} if local and origin else LOOPBACK if local else None
         self.running = 0
         self.stopping = False
-        self.arriving: dict[asyncio.Timeout, float] = {}  # since when
+        self.arriving: dict[asyncio.Timeout, float] = {}  # start times
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -79,7 +79,7 @@ class Gate:
             await self._serve(scope, receive, answer)
         except Refused as refused:
             await answer.problem(refused)
-        except asyncio.CancelledError:  # it took longer than a server that is stopped waits
+        except asyncio.CancelledError:  # it took longer than a stopping server waits
             await answer.problem(STOPPING)
         except Exception:
             logging.getLogger(__name__).exception("%s %r", scope["method"], scope["path"])
@@ -91,13 +91,13 @@ class Gate:
     async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if self.hosts is not None and _host(f"//{headers.get('host', '')}")[0] not in self.hosts:
-            raise Refused(403, "host", "this server answers this machine alone; see densevl serve --origin")
+            raise Refused(403, "host", "this server answers only this machine; see densevl serve --origin")
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self.app(scope, receive, answer)
             return
         asking = headers.get("origin")
         if asking is not None and asking != self.origin and _host(asking)[1] != headers.get("host"):
-            raise Refused(403, "origin", "pages elsewhere may not ask this server; see densevl serve --origin")
+            raise Refused(403, "origin", "pages elsewhere may not use this server; see densevl serve --origin")
         if self.stopping:
             raise STOPPING
         if self.running + len(self.arriving) >= 4 * self.limits.queue and not self._make_room():
@@ -106,20 +106,20 @@ class Gate:
         if self.running >= self.limits.queue:
             raise self._busy()
         self.running += 1
-        answer.begins = self._release  # a client that reads slowly holds no place
+        answer.begins = self._release  # a client that reads slowly must not hold a place
         try:
             await self._run(scope, body, receive, answer)
         finally:
             answer.begin()
 
     def stop(self) -> None:
-        """Take no more: what still arrives is told so, what has arrived is finished."""
+        """Accept no more requests. Those still arriving get an error, and those that have arrived are finished."""
         self.stopping = True
         for timeout in list(self.arriving):
             self._give_up(timeout)
 
     def _make_room(self) -> bool:
-        """Give up the request that has been arriving longest, if that is long."""
+        """Drop the request that has been arriving longest, if that is long enough."""
         oldest = next(iter(self.arriving), None)
         if oldest is None or asyncio.get_running_loop().time() - self.arriving[oldest] <= PATIENCE:
             return False
@@ -139,22 +139,22 @@ class Gate:
         return Refused(
             503,
             "busy",
-            f"{self.limits.queue} requests are being worked on; try again soon",
+            f"{self.limits.queue} requests are running; try again soon",
             retry_after=str(min(30, max(1, round(seconds)))),
         )
 
     async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
-        """All of a request's body.
+        """Return a request's whole body.
 
         Raises:
-            Refused: it is too large or too slow. What still comes is read and thrown away: a client whose connection
-                closes while it sends sees a reset, not the answer.
+            Refused: If it is too large or too slow. The rest is read and discarded, because a client whose connection
+                closes while it sends sees a reset instead of the answer.
         """
         most = self.limits.body * MEGABYTE
         large = Refused(413, "too_large", f"the request is larger than {self.limits.body} MB", connection="close")
         declared = headers.get("content-length", "0")
         if (int(declared) if declared.isdecimal() else 0) > most and "expect" in headers:
-            raise large  # the client waits to be told to send
+            raise large  # the client waits for permission to send
         parts: list[bytes] = []
         size = 0
         timeout = asyncio.timeout(self.limits.seconds)
@@ -179,8 +179,8 @@ class Gate:
                 raise STOPPING from None
             if size > most:
                 raise large from None
-            told = f"the request did not arrive within {self.limits.seconds} seconds, or others could not wait for it"
-            raise Refused(408, "too_slow", told, connection="close") from None
+            slow = f"the request did not arrive within {self.limits.seconds} seconds, or others could not wait for it"
+            raise Refused(408, "too_slow", slow, connection="close") from None
         finally:
             self.arriving.pop(timeout, None)
         if size > most:
@@ -188,17 +188,17 @@ class Gate:
         return b"".join(parts)
 
     async def _run(self, scope: Scope, body: bytes, receive: Receive, answer: _Answer) -> None:
-        """The app, until it is done or the client has gone."""
+        """Run the app until it is done or the client is gone."""
         left = memoryview(body)
 
         async def replay() -> dict[str, Any]:
             nonlocal left
             piece, left = left[:PIECE], left[PIECE:]
-            await asyncio.sleep(0)  # other requests have their turn
+            await asyncio.sleep(0)  # let other requests run
             return {"type": "http.request", "body": bytes(piece), "more_body": bool(left)}
 
         work = asyncio.ensure_future(self.app(scope, replay, answer))
-        gone = asyncio.ensure_future(receive())  # behind a body comes nothing but the end of the connection
+        gone = asyncio.ensure_future(receive())  # after a body, only the end of the connection can come
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
@@ -213,7 +213,7 @@ class Gate:
 
 
 def _host(address: str) -> tuple[str, str]:
-    """The host of an address, and the host with its port; empty where it has none."""
+    """Return the host of an address, and the host with its port; empty if it has none."""
     try:
         parts = urlsplit(address)
         return parts.hostname or "", parts.netloc
@@ -222,7 +222,7 @@ def _host(address: str) -> tuple[str, str]:
 
 
 class _Answer:
-    """A `send` that knows what it has sent, and adds the headers of all answers. Attributes: begins: see `begin`."""
+    """A `send` that records what it sent, and adds common headers to all answers. Attributes: begins: see `begin`."""
 
     def __init__(self, send: Send) -> None:
         self.status = 0
@@ -230,7 +230,7 @@ class _Answer:
         self._send = send
 
     def begin(self) -> None:
-        """Call `begins`, once."""
+        """Call `begins` once."""
         begins, self.begins = self.begins, None
         if begins is not None:
             begins()
@@ -246,7 +246,7 @@ class _Answer:
         await self._send(message)
 
     async def problem(self, refused: Refused) -> None:
-        """Answer with an error, unless an answer is under way or nobody waits for it."""
+        """Answer with an error, unless an answer is being sent or the client is gone."""
         if self.status:
             return
         if refused.status == 499:

@@ -1,4 +1,4 @@
-"""The models of one device, and what each request makes of them: all that is allowed is loaded at the start."""
+"""The models of one device, and the jobs that requests become. Everything allowed is loaded at the start."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from densevl.serving.worker import Job, alone
 from densevl.vocabulary import Background, LabelSet
 
 ALTERNATIVES = 5
-FITTED = 4  # detectors that are kept with what they remember of normal images
+FITTED = 4  # detectors kept with their memory of normal images
 RGB = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
 class Segmented:
-    """A label map, and for a coarse grid the likeliest classes (k, h, w), -1 for nothing, with probabilities 0..1."""
+    """A label map, with the likeliest classes (k, h, w) of a coarse grid, -1 for nothing, and their probabilities."""
 
     result: SegmentationResult
     classes: npt.NDArray[np.int16]
@@ -53,7 +53,7 @@ class Segmented:
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """A photo and what is asked of it. Attributes: segmenter: with the settings of this request."""
+    """A photo and its request. Attributes: segmenter: has the settings of the request."""
 
     segmenter: Segmenter
     photo: Prepared | RGB
@@ -62,15 +62,15 @@ class _Asked:
 
 
 class Models:
-    """The models that are served on one device."""
+    """The models served on one device."""
 
     def __init__(self, settings: Settings, device: str | None) -> None:
-        """Load all that is allowed, and run each model once.
+        """Load everything that is allowed, and run each model once.
 
         Raises:
-            DensevlError: something of it cannot be had.
+            DensevlError: If something cannot be loaded.
         """
-        for recipe in settings.recipes:  # mistyped ones fail before a model loads
+        for recipe in settings.recipes:  # mistyped names fail before a model loads
             get(recipe)
         for proposer in settings.proposals:
             one_of(proposer, NAMES, "proposals", OptionError)
@@ -81,8 +81,8 @@ class Models:
         for name in settings.models:
             backbone = load_backbone(name, device=device, precision=settings.precision)
             if backbone.name in self.backbones:
-                raise OptionError(f"two of the models are called '{backbone.name}'; clients could not tell them apart")
-            self.backbones[backbone.name] = backbone  # not by the name given, which may be a path
+                raise OptionError(f"two of the models are named '{backbone.name}'; clients could not tell them apart")
+            self.backbones[backbone.name] = backbone  # not the given name, which may be a path
         self.device = next(iter(self.backbones.values())).device
         self.proposers: dict[str, Proposer | str] = {
             name: name if name == "clusters" else load_proposer(name, device=str(self.device))
@@ -111,21 +111,21 @@ class Models:
                 segmenter(np.zeros((32, 32, 3), np.uint8), [next(iter(getattr(backbone, "words", None) or ["thing"]))])
 
     def recipes(self, model: str) -> list[str | None]:
-        """The recipes of a model, the default first; None alone where it takes none."""
+        """Return the recipes of a model, the default first; [None] if it uses none."""
         return [recipe for name, recipe in self.segmenters if name == model]
 
     def tasks(self, model: str) -> list[str]:
-        """What a model can be asked for."""
+        """Return the tasks a model can do."""
         named = ["regions"] if self.proposers else []
         return ["segment", *named, "anomaly", *(["classify", "session"] if model in self.namers else [])]
 
     def segment(
         self, rgb: RGB, labels: LabelSet, model: str, recipe: str, background: Any, presence: float | None
     ) -> Job:
-        """A label map of a uint8 RGB photo; see `Segmented`.
+        """Create the job of segmenting a uint8 RGB photo; see `Segmented`.
 
         Raises:
-            ModelError, RecipeError, OptionError: what is not allowed, or cannot be.
+            ModelError, RecipeError, OptionError: If something is not allowed or impossible.
         """
         model = self._model(model)
         chosen = recipe or self.recipes(model)[0]
@@ -133,7 +133,7 @@ class Models:
             one_of(chosen, [name or "none" for name in self.recipes(model)], "recipe", OptionError)
         segmenter = self.segmenters[model, chosen]
         if presence is not None:
-            segmenter = copy.copy(segmenter)  # with the words that it knows
+            segmenter = copy.copy(segmenter)  # keeps its cached words
             segmenter.presence = presence
         policy = segmenter.policy(background)
         share = segmenter.share(rgb)
@@ -154,17 +154,17 @@ class Models:
         points: Sequence[Sequence[float]],
         objects: bool,
     ) -> Job:
-        """The regions of a uint8 RGB photo: those at boxes and points, else proposed ones; `RegionResult`.
+        """Create the job of naming regions of a uint8 RGB photo, at boxes and points or proposed; see `RegionResult`.
 
         Raises:
-            ModelError, OptionError: what is not allowed, or cannot be.
+            ModelError, OptionError: If something is not allowed or impossible.
         """
         proposer = proposals or next(iter(self.proposers), "")
         one_of(proposer, self.proposers, "proposals", OptionError)
         classify = self.regions[self._model(model), proposer]
         loaded = self.proposers[proposer]
         if points and not hasattr(loaded, "prompt"):
-            raise OptionError(f"points need proposals that make masks of them, and '{proposer}' does not")
+            raise OptionError(f"points need proposals that turn them into masks, and '{proposer}' does not")
         policy = classify.policy(background)
         clicked = bool(len(boxes) or len(points))
 
@@ -180,15 +180,15 @@ class Models:
         return Job(partial(alone, call))
 
     def score(self, rgb: RGB, item: str, normal: Sequence[RGB], model: str, fpr: float) -> Job:
-        """The anomaly of a uint8 RGB image, by words or against normal images; `AnomalyResult`.
+        """Create the job of scoring a uint8 RGB image by words or against normal images; see `AnomalyResult`.
 
         Raises:
-            ModelError: what is not allowed, or cannot be.
+            ModelError: If something is not allowed or impossible.
         """
         name = self._model(model)
         clip = self.backbones[name].default_recipe is not None
         if not clip and not normal:
-            raise ModelError(f"model '{name}' is no CLIP, so words tell nothing of anomalies: give normal images")
+            raise ModelError(f"model '{name}' is not a CLIP, so it cannot find anomalies by words: give normal images")
         key = repr((name, item, fpr, [(one.shape, digest.of_bytes(one.tobytes())) for one in normal]))
 
         def call() -> AnomalyResult:
@@ -207,14 +207,14 @@ class Models:
         return Job(partial(alone, call))
 
     def classify(self, rgb: RGB, labels: LabelSet, model: str) -> Job:
-        """The likeliest label of a whole uint8 RGB photo; `Classification`.
+        """Create the job of classifying a whole uint8 RGB photo; see `Classification`.
 
         Raises:
-            ModelError: what is not allowed, or cannot be.
+            ModelError: If something is not allowed or impossible.
         """
         name = self._model(model)
         if name not in self.namers:
-            raise ModelError(f"model '{name}' is no CLIP: it has no words for whole images")
+            raise ModelError(f"model '{name}' is not a CLIP: it cannot compare whole images with words")
 
         def call() -> Classification:
             return self.namers[name](rgb, labels)  # type: ignore[return-value]
@@ -222,17 +222,19 @@ class Models:
         return Job(partial(alone, call))
 
     def session(self, labels: LabelSet, model: str, recipe: str, background: Any, megabytes: int) -> LabelSession:
-        """A labelling session of at most so many megabytes.
+        """Start a labelling session with a memory limit.
 
         Raises:
-            ModelError, RecipeError, OptionError: what is not allowed, or cannot be.
+            ModelError, RecipeError, OptionError: If something is not allowed or impossible.
         """
         name = self._model(model)
         chosen = recipe or self.recipes(name)[0]
         one_of(chosen, [own or "none" for own in self.recipes(name)], "recipe", OptionError)
         finder = next((one for one in self.proposers.values() if hasattr(one, "prompt")), None)
         own: dict[str, Any] = {"recipe": chosen, "background": background, "refine": self.settings.refine}
-        proposals = MINI if getattr(finder, "name", None) == MINI else finder  # small, and a session has settings
+        proposals = (
+            MINI if getattr(finder, "name", None) == MINI else finder
+        )  # small, and sessions need their own settings
         return LabelSession(self.backbones[name], labels, proposals=proposals, most=megabytes, **own)
 
     def _model(self, name: str) -> str:
@@ -242,21 +244,23 @@ class Models:
 
 
 def photo(data: bytes, name: str | None, limits: Limits) -> RGB:
-    """An uploaded image as uint8 RGB (H, W, 3).
+    """Decode an uploaded image to uint8 RGB (H, W, 3).
 
     Raises:
-        ImageError: unreadable, or larger than allowed.
+        ImageError: If it is unreadable or larger than allowed.
     """
     name = name or "the photo"
     rgb = read_image(data, max_pixels=limits.pixels * MEGABYTE, name=name, bits=limits.bits)
     height, width = rgb.shape[:2]
-    if max(height, width) > limits.side:  # memory for decoding grows with the square of a side
-        raise ImageError(f"{name} is {width}x{height}; this server takes at most {limits.side:,} pixels a side: cut it")
+    if max(height, width) > limits.side:  # the memory of decoding grows with the square of a side
+        raise ImageError(
+            f"{name} is {width}x{height}; this server takes at most {limits.side:,} pixels per side: crop it"
+        )
     return rgb
 
 
 def _segment(asked: Sequence[_Asked]) -> list[Segmented]:
-    """Label maps of photos that share a pass, or of one that does not."""
+    """Segment photos that share a pass, or a single one that does not."""
     found: list[Segmented] = []
     photos = [one.photo for one in asked if isinstance(one.photo, Prepared)]
     dense = asked[0].segmenter.run(torch.cat([each.parts for each in photos])) if photos else None
@@ -277,15 +281,15 @@ def _segment(asked: Sequence[_Asked]) -> list[Segmented]:
 
 
 Edit = tuple[int, int, str]
-"""x, y and a name: the region at that pixel is of that class, for sure."""
+"""x, y and a name: the region at that pixel certainly has that class."""
 
 
 def corrected(found: Segmented, edits: Sequence[Edit]) -> Segmented:
-    """A label map whose regions, the connected pixels of one label, were given other names.
+    """Rename regions of a label map, that is, connected pixels of one label.
 
     Raises:
-        DensevlError: outside the photo.
-        LabelError: an unusable name.
+        DensevlError: If a pixel is outside the photo.
+        LabelError: If a name is unusable.
     """
     from scipy import ndimage
 
@@ -303,11 +307,11 @@ def corrected(found: Segmented, edits: Sequence[Edit]) -> Segmented:
 
 
 def renamed(result: RegionResult, edits: Sequence[Edit]) -> RegionResult:
-    """Regions, of which those seen on top at some pixels were given other names.
+    """Rename the regions that are on top at some pixels.
 
     Raises:
-        DensevlError: outside the photo, or no region there.
-        LabelError: an unusable name.
+        DensevlError: If a pixel is outside the photo, or has no region.
+        LabelError: If a name is unusable.
     """
     seen, names = result.regions.segment_map(), list(result.names)
     labels, confidence = result.labels.copy(), result.confidence.copy()
@@ -339,7 +343,7 @@ def _inside(x: int, y: int, size: tuple[int, ...]) -> None:
 
 
 def _number(name: str, names: list[str]) -> int:
-    """The number of a class by name, -1 for "nothing"; a new name is added."""
+    """Return the index of a class, -1 for "nothing". A new name is added."""
     if name.strip() == UNLABELLED:
         return -1
     (name,) = LabelSet.parse([name]).names

@@ -1,4 +1,4 @@
-"""The server as a process: a socket, the models, and uvicorn until it is told to stop."""
+"""The server as a process: a socket, the models, and uvicorn until it is stopped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from densevl.errors import MissingExtraError, OptionError
 from densevl.serving.settings import Limits, Settings
 
-CONNECTIONS = 1000  # at once; the rest is turned away before it is read
+CONNECTIONS = 1000  # at once; further ones are refused unread
 
 
 def serve(
@@ -26,16 +26,16 @@ def serve(
     origin: str | None = None,
     ready: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; see `stopping`. A request that does not end is given up with the process: code 1.
+    """Serve until SIGINT or SIGTERM; see `stopping`. If a request does not end, the process exits with code 1.
 
     Args:
         settings: what is offered. limits: of requests. port: 0 takes a free one. origin: see `Gate`.
-        ready: called with the address, once models are loaded.
+        ready: called with the address once the models are loaded.
 
     Raises:
-        MissingExtraError: the packages of the extra are not installed.
-        OptionError: the address cannot be had.
-        DensevlError: a model cannot.
+        MissingExtraError: If the packages of the extra are not installed.
+        OptionError: If the address cannot be used.
+        DensevlError: If a model cannot be loaded.
     """
     try:
         import fastapi  # noqa: F401
@@ -44,7 +44,7 @@ def serve(
     except ImportError as error:
         raise MissingExtraError(error.name or "fastapi", "serve", "densevl serve") from error
     if origin is not None and (not origin.startswith(("http://", "https://")) or urlsplit(origin).path):
-        raise OptionError(f"origin is {origin!r}; it is a scheme and a host, such as https://example.org")
+        raise OptionError(f"origin is {origin!r}; it must be a scheme and a host, such as https://example.org")
     with _listening(host, port) as listening:  # before models are loaded, which takes a while
         from densevl.serving.app import create_app
         from densevl.serving.connections import Connection
@@ -66,16 +66,16 @@ def serve(
         )
         place, number = listening.getsockname()[:2]
         ready(f"http://{f'[{place}]' if ':' in place else place}:{number}")
-        signal.signal(signal.SIGTERM, lambda number, frame: None)  # uvicorn raises it again once it has stopped
+        signal.signal(signal.SIGTERM, lambda number, frame: None)  # uvicorn raises the signal again after stopping
         with suppress(KeyboardInterrupt):
             Server(config, app, service).run(sockets=[listening])
         if not all(worker.ended(1) for _, worker in service.sites):
-            logging.getLogger(__name__).error("a request was not finished within %d seconds and is given up", GRACE)
-            os._exit(1)  # a thread that computes cannot be ended otherwise: Python would abort
+            logging.getLogger(__name__).error("a request was not finished within %d seconds and is dropped", GRACE)
+            os._exit(1)  # a computing thread cannot be stopped otherwise: Python would abort
 
 
 def is_local(host: str) -> bool:
-    """Whether a host is this machine alone."""
+    """Return whether a host is only this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -86,7 +86,8 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.create_server(place[:2], family=family, backlog=2048)
-        # asyncio asks for it of sockets that name their protocol, and create_server's do not: answers take 40 ms more.
+        # asyncio sets this only on sockets that name their protocol, unlike create_server's: answers would take 40 ms
+        # more.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except (OSError, OverflowError) as error:

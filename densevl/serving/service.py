@@ -1,4 +1,4 @@
-"""From what a client sends to what it gets, whatever the transport: read, handed to a device, kept for a while."""
+"""From a client's request to its answer, independent of the transport: parse, run on a device, cache for a while."""
 
 from __future__ import annotations
 
@@ -24,47 +24,47 @@ from densevl.serving.settings import MEGABYTE, Limits
 from densevl.serving.worker import Job, Worker
 
 Upload = tuple[bytes, str | None]
-"""The content of a file and its name."""
+"""The content of a file, and its name."""
 FPR = 0.01
 LONGEST = 200  # bytes of a name
 
 
 class Service:
-    """The models of all devices, each with its worker."""
+    """The models of all devices, with a worker each."""
 
     def __init__(self, models: Sequence[Models], limits: Limits) -> None:
-        """Start a worker for the models of each device; all offer the same."""
+        """Start a worker for the models of each device. All devices offer the same."""
         self.limits = limits
         self.sites = [(each, Worker(each.device)) for each in models]
-        self._asked = [0] * len(self.sites)  # requests of each, those whose images are read included
+        self._asked = [0] * len(self.sites)  # requests per device, including those whose images are being read
         self._kept: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self.sessions = Sessions(limits)
 
     def drop(self) -> None:
-        """Give up what waits, and take no more."""
+        """Drop waiting requests, and accept no more."""
         for _, worker in self.sites:
             worker.drop()
 
     def close(self) -> None:
-        """Finish what waits, and end the threads."""
+        """Finish waiting requests, and end the threads."""
         for _, worker in self.sites:
             worker.close()
 
     def gauges(self) -> dict[str, tuple[str, float]]:
-        """What the workers are at, for the counters."""
+        """Return the state of the workers for the counters."""
         workers = [worker for _, worker in self.sites]
         passes, shared = sum(w.passes for w in workers), sum(w.shared for w in workers)
         return {
             "load": ("Requests that run or wait on the devices.", sum(worker.load for worker in workers)),
             "devices": ("Devices that models are loaded on.", len(workers)),
-            "passes": ("Times that a device was given work.", passes),
-            "requests_per_pass": ("Requests that shared such a time, on average.", shared / max(1, passes)),
-            "kept": ("Answers that are kept.", len(self._kept)),
-            "sessions": ("Labelling sessions under way.", len(self.sessions)),
+            "passes": ("Passes run on the devices.", passes),
+            "requests_per_pass": ("Requests per pass, on average.", shared / max(1, passes)),
+            "kept": ("Cached answers.", len(self._kept)),
+            "sessions": ("Open labelling sessions.", len(self.sessions)),
         }
 
     def catalogue(self) -> dict[str, Any]:
-        """What there is: models, recipes, proposals and limits."""
+        """Describe what is offered: models, recipes, proposals and limits."""
         from densevl.recipes import get
 
         models, _ = self.sites[0]
@@ -112,7 +112,7 @@ class Service:
         """Label every pixel.
 
         Raises:
-            DensevlError: anything unusable, in one line.
+            DensevlError: If anything is unusable, with a one-line message.
         """
         one_of(format, ("json", *answers.SEGMENT), "format", OptionError)
         asked = fields.labels(labels, self.limits)
@@ -139,10 +139,10 @@ class Service:
         edits: str,
         format: str,
     ) -> Answer:
-        """Find regions, or take those at boxes and points, and name them; without labels from a list of nouns.
+        """Find regions, or take those at boxes and points, and name them; without labels, by a list of nouns.
 
         Raises:
-            DensevlError: anything unusable, in one line.
+            DensevlError: If anything is unusable, with a one-line message.
         """
         one_of(format, ("json", *answers.REGIONS), "format", OptionError)
         one_of(proposals, ("", *NAMES), "proposals", OptionError)
@@ -165,7 +165,7 @@ class Service:
         """Score an image by words, or against normal images.
 
         Raises:
-            DensevlError: anything unusable, in one line.
+            DensevlError: If anything is unusable, with a one-line message.
         """
         one_of(format, ("json", *answers.ANOMALY), "format", OptionError)
         if len(normal) > self.limits.normal:
@@ -181,10 +181,10 @@ class Service:
         return await _told(found, answers.anomaly, answers.ANOMALY, format, image)
 
     async def classify(self, image: Upload, labels: str, model: str, format: str) -> Answer:
-        """The likeliest label of a whole photo.
+        """Find the likeliest label of a whole photo.
 
         Raises:
-            DensevlError: anything unusable, in one line.
+            DensevlError: If anything is unusable, with a one-line message.
         """
         one_of(format, ("json", *answers.CLASSIFY), "format", OptionError)
         asked = fields.labels(labels, self.limits)
@@ -196,10 +196,10 @@ class Service:
         return await _told(found, answers.naming, answers.CLASSIFY, format, image)
 
     async def begin(self, labels: str, model: str, recipe: str, background: str) -> answers.Session:
-        """Begin a labelling session, on the device with the least to do.
+        """Start a labelling session on the least busy device.
 
         Raises:
-            DensevlError: anything unusable, in one line.
+            DensevlError: If anything is unusable, with a one-line message.
         """
         asked, policy = fields.labels(labels, self.limits), fields.background(background, self.limits)
         models, worker = self.sites[min(range(len(self.sites)), key=lambda index: self._asked[index])]
@@ -210,29 +210,29 @@ class Service:
         """Add a photo to a session.
 
         Raises:
-            DensevlError: anything unusable, in one line.
+            DensevlError: If anything is unusable, with a one-line message.
         """
         rgb = await asyncio.to_thread(photo, *image, self.limits)
         return await self.sessions.add(session, rgb, _stem(image))
 
     async def labelled(self, session: str, number: int, format: str) -> tuple[Answer, str]:
-        """The labels of a photo of a session, as JSON or as a file, and its name.
+        """Return the labels of a session's photo, as JSON or as a file, and its name.
 
         Raises:
-            DensevlError: anything unusable, in one line.
+            DensevlError: If anything is unusable, with a one-line message.
         """
         one_of(format, ("json", *answers.SEGMENT), "format", OptionError)
         found, units, name = await self.sessions.labels(session, number)
-        told = partial(answers.session_labels, units=units)
-        return await _told(found, told, answers.SEGMENT, format, (b"", name)), name
+        as_model = partial(answers.session_labels, units=units)
+        return await _told(found, as_model, answers.SEGMENT, format, (b"", name)), name
 
     async def correct(
         self, session: str, number: int, name: str, box: str, point: str, mask: Upload | None
     ) -> answers.Session:
-        """Say what some pixels of a photo of a session show.
+        """Correct the label of some pixels in a session's photo.
 
         Raises:
-            DensevlError: anything unusable, in one line.
+            DensevlError: If anything is unusable, with a one-line message.
         """
         name = fields.words(name, "name")
         where: dict[str, Any] = {}
@@ -247,19 +247,19 @@ class Service:
         return await self.sessions.correct(session, number, name, **where)
 
     async def restore(self, session: str, file: bytes) -> answers.Session:
-        """Say again in a session what a file of one says.
+        """Apply the corrections of a saved session.
 
         Raises:
-            DensevlError: anything unusable, in one line.
+            DensevlError: If anything is unusable, with a one-line message.
         """
         try:
             content = await asyncio.to_thread(parse_json, file)
         except (ValueError, RecursionError) as error:
-            raise OptionError("the file is no JSON; it is what /v1/session/coco gives") from error
+            raise OptionError("the file is not JSON; give a file from /v1/session/coco") from error
         return await self.sessions.restore(session, content)
 
     async def _found(self, job: Callable[[Models, Sequence[RGB]], Job], images: Sequence[Upload], *given: str) -> Any:
-        """What a job finds, or found lately: the same question about the same images."""
+        """Run a job, or return its cached result for the same request with the same images."""
         key = await asyncio.to_thread(_key, images, given)
         if key in self._kept:
             self._kept.move_to_end(key)
@@ -282,21 +282,21 @@ class Service:
 
 async def _told(
     found: Any,
-    told: Callable[[Any], Any],
+    as_model: Callable[[Any], Any],
     files: Mapping[str, Callable[[Any, str], Answer]],
     format: str,
     image: Upload,
 ) -> Answer:
-    """What was found, as JSON or as a file."""
+    """Return a result as JSON or as a file."""
     if format == "json":
-        return await asyncio.to_thread(lambda: answers.as_json(told(found)))
+        return await asyncio.to_thread(lambda: answers.as_json(as_model(found)))
     return await asyncio.to_thread(files[format], found, _stem(image))
 
 
 def _ready(
     job: Callable[[Models, Sequence[RGB]], Job], models: Models, images: Sequence[Upload], limits: Limits
 ) -> tuple[list[RGB], Job, tuple[str, ...]]:
-    """Images, the job on them, and what is said of the images."""
+    """Return images, the job on them, and the notes about them."""
     with collected() as said:
         rgbs = [photo(data, name, limits) for data, name in images]
     return rgbs, job(models, rgbs), tuple(said)
@@ -313,7 +313,7 @@ def _key(images: Sequence[Upload], given: Sequence[str]) -> str:
 
 
 def _stem(image: Upload) -> str:
-    """The name of an upload without folders, of a length that files may have; it goes into files that clients keep."""
+    """Return the name of an upload without folders and not too long. It is used in files that clients keep."""
     name = display_name(image[1]).replace("\\", "/").rpartition("/")[2]
     stem, dot, ending = name.rpartition(".")
     return (

@@ -1,4 +1,4 @@
-"""Labelling sessions of clients: photos that stay for a while, corrected and labelled again; see `LabelSession`."""
+"""Labelling sessions of clients: photos that stay for a while, are corrected and labelled again; see `LabelSession`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from densevl.serving.settings import Limits
 from densevl.serving.worker import Job, Worker, alone
 
 MINUTE = 60  # seconds
-LATELY = 600  # seconds within which a session that was asked something is not given up for a new one
+LATELY = 600  # seconds after its last request in which a session is not dropped for a new one
 
 
 class SessionError(DensevlError):
@@ -30,7 +30,7 @@ class SessionError(DensevlError):
 
 @dataclass(eq=False)
 class _Open:
-    """A session of a client, and where it runs."""
+    """A session of a client, with the worker it runs on."""
 
     work: LabelSession
     worker: Worker
@@ -38,10 +38,10 @@ class _Open:
 
 
 class Sessions:
-    """The sessions under way: a few, each on one device, of a few photos, for as long as somebody asks."""
+    """The open sessions: a few, each on one device, with a few photos, for as long as they get requests."""
 
     def __init__(self, limits: Limits) -> None:
-        """None yet."""
+        """Start without sessions."""
         self.limits = limits
         self._open: OrderedDict[str, _Open] = OrderedDict()
 
@@ -50,17 +50,17 @@ class Sessions:
         return len(self._open)
 
     async def begin(self, models: Models, worker: Worker, *given: Any) -> Session:
-        """Begin one; `given` is what `Models.session` takes.
+        """Start a session. `given`: the arguments of `Models.session`.
 
         Raises:
-            SessionError: there are too many.
-            DensevlError: as `Models.session`.
+            SessionError: If there are too many.
+            DensevlError: As for `Models.session`.
         """
         self._drop()
         if len(self._open) >= self.limits.sessions:
             oldest = next(iter(self._open.values()))
             if time.monotonic() - oldest.asked < LATELY:
-                raise SessionError(f"{len(self._open)} sessions are under way; try again in some minutes")
+                raise SessionError(f"{len(self._open)} sessions are open; try again in a few minutes")
             self._open.popitem(last=False)
         key = secrets.token_urlsafe(16)
         work = await worker.run(Job(partial(alone, partial(models.session, *given))))
@@ -68,11 +68,11 @@ class Sessions:
         return _told(key, work)
 
     async def add(self, key: str, rgb: RGB, name: str) -> Session:
-        """Add a photo; of two of one name the second is given another.
+        """Add a photo. If its name is taken, it gets another.
 
         Raises:
-            SessionError: no such session.
-            OptionError: no more room.
+            SessionError: If there is no such session.
+            OptionError: If there is no more room.
         """
 
         def call(work: LabelSession) -> None:
@@ -88,7 +88,7 @@ class Sessions:
         return await self._run(key, call)
 
     async def labels(self, key: str, photo: int) -> tuple[Segmented, npt.NDArray[np.int32], str]:
-        """The labels of a photo, what a click takes there, and its name."""
+        """Return the labels of a photo, its units for clicks, and its name."""
 
         def call(work: LabelSession) -> tuple[Segmented, npt.NDArray[np.int32], str]:
             name = _name(work, photo)
@@ -98,11 +98,11 @@ class Sessions:
         return await self._do(key, call)
 
     async def correct(self, key: str, photo: int, name: str, **where: Any) -> Session:
-        """Say what some pixels show; see `LabelSession.correct`.
+        """Correct the label of some pixels; see `LabelSession.correct`.
 
         Raises:
-            SessionError: no such session.
-            DensevlError: what cannot be.
+            SessionError: If there is no such session.
+            DensevlError: If the correction is impossible.
         """
 
         def call(work: LabelSession) -> None:
@@ -119,38 +119,40 @@ class Sessions:
         return await self._run(key, call)
 
     async def confirm(self, key: str, photo: int) -> Session:
-        """Say that a photo is right."""
+        """Confirm a photo as it is."""
         return await self._run(key, lambda work: work.confirm(_name(work, photo)))
 
     async def undo(self, key: str) -> Session:
-        """Take back the last correction."""
+        """Undo the last correction."""
         return await self._run(key, lambda work: work.undo())
 
     async def coco(self, key: str) -> dict[str, Any]:
-        """All of it as COCO."""
+        """Return the session as COCO."""
         return await self._do(key, lambda work: work.to_coco())
 
     async def restore(self, key: str, content: Any) -> Session:
-        """Say again what a saved session says of the photos that are here."""
+        """Apply the corrections of a saved session to the photos that are here."""
         found: list[str] = []
 
         def call(work: LabelSession) -> None:
-            said, names = _rows(content, "annotations"), _rows(content, "categories")
-            if len(said) > 10 * self.limits.corrections or (
-                sum(bool(row.get("corrected")) for row in said) + len(work.corrections) > self.limits.corrections
+            annotations, names = _rows(content, "annotations"), _rows(content, "categories")
+            if len(annotations) > 10 * self.limits.corrections or (
+                sum(bool(row.get("corrected")) for row in annotations) + len(work.corrections) > self.limits.corrections
             ):
                 raise OptionError(f"a session takes at most {self.limits.corrections} corrections")
             if sum(len(str(row.get("name"))) for row in names) > self.limits.characters or (
                 len(names) > self.limits.labels + 1  # and "nothing"
             ):
-                raise LabelError(f"more or longer labels than {self.limits.labels}, which this server takes")
+                raise LabelError(
+                    f"there are too many labels, or they are too long; this server takes at most {self.limits.labels}"
+                )
             found.extend(work.restore(content))
 
-        told = await self._run(key, call)
-        return told.model_copy(update={"missing": found})
+        answer = await self._run(key, call)
+        return answer.model_copy(update={"missing": found})
 
     def end(self, key: str) -> None:
-        """Forget one."""
+        """Forget a session."""
         self._open.pop(key, None)
 
     async def _run(self, key: str, call: Callable[[LabelSession], Any]) -> Session:
@@ -164,8 +166,8 @@ class Sessions:
         self._drop()
         if key not in self._open:
             raise SessionError(
-                "there is no such session: it has ended, or the key is mistyped; begin another, and open what was "
-                "saved of it"
+                "there is no such session: it has ended, or the key is mistyped; start another, and open the file that "
+                "was saved from it"
             )
         one = self._open[key]
         one.asked = time.monotonic()
@@ -173,21 +175,21 @@ class Sessions:
         return await one.worker.run(Job(partial(alone, partial(call, one.work))))
 
     def _drop(self) -> None:
-        """Forget those that nobody asked for long."""
+        """Forget sessions that got no request for a long time."""
         late = time.monotonic() - MINUTE * self.limits.session_minutes
         for key in [key for key, one in self._open.items() if one.asked < late]:
             del self._open[key]
 
 
 def _rows(content: Any, name: str) -> list[dict[str, Any]]:
-    """The rows of a list in a saved session, as far as there are any."""
+    """Return the rows of a list in a saved session, if there are any."""
     rows = content.get(name) if isinstance(content, dict) else None
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def _name(work: LabelSession, photo: int) -> str:
     if not 0 <= photo < len(work.photos):
-        raise OptionError(f"there is no photo {photo}; they are numbered from 0, as they were added")
+        raise OptionError(f"there is no photo {photo}; photos are numbered from 0, in the order they were added")
     return work.photos[photo]
 
 

@@ -1,4 +1,4 @@
-"""What an operator decides: what may be asked for, and how much."""
+"""Settings of the operator: what clients may use, and how much."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Settings:
     """What the operator allows.
 
     Attributes:
-        models: as `load_backbone` takes them, the first is the default. recipes: for those models that take recipes,
-            the first is the default; none is the model's own. proposals: of `proposals.NAMES`, likewise.
+        models: names for `load_backbone`, the first is the default. recipes: for the models that use recipes, the first
+            is the default; none is the model's own. proposals: names of `proposals.NAMES`, the first is the default.
         devices: the models are loaded on each. precision, refine: of `Segmenter`. scoring: of `AnomalyDetector`.
 
     Raises:
-        OptionError: no model, or no device.
+        OptionError: If there is no model or no device.
     """
 
     models: tuple[str, ...] = ("auto",)
@@ -37,22 +37,22 @@ class Settings:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request, and all of them together, may take.
+    """Limits of one request, and of all together.
 
     Attributes:
-        queue: requests that are worked on or wait; one more is answered with 503.
-        body: of a request, in megabytes. pixels: of an image, in megapixels. side: of an image, in pixels.
-        seconds: that a request may take to arrive.
-        labels: classes and synonyms of a request, and words for its background. characters: of either together, which
+        queue: requests that run or wait; further ones get a 503.
+        body: megabytes of a request. pixels: megapixels of an image. side: pixels of an image's side.
+        seconds: time for a request to arrive.
+        labels: classes and synonyms of a request, and words of its background. characters: of either together, which
             is what encoding them costs. normal: normal images of a request.
-        prompts: boxes or points of one.
-        sessions: labelling sessions at once. session_photos, session_megabytes: of one; corrections: that it takes.
-        session_minutes: after which one that nobody asks is forgotten.
-        kept: finished answers that are kept, so that another format of the same is not computed again.
+        prompts: boxes or points of a request.
+        sessions: open labelling sessions. session_photos, session_megabytes, corrections: of one session.
+        session_minutes: a session is forgotten after this time without requests.
+        kept: cached answers, so that another format of the same answer is not computed again.
         bits: how many of their 16 bits images use; see `read_image`.
 
     Raises:
-        OptionError: a limit below 1.
+        OptionError: If a limit is below 1.
     """
 
     queue: int = 8
@@ -75,4 +75,4 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value is not None and value < 1:
-                raise OptionError(f"{name} is {value}; it is at least 1")
+                raise OptionError(f"{name} is {value}; it must be at least 1")

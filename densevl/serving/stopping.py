@@ -1,4 +1,4 @@
-"""The end of a server: what is begun is finished, what would come too late is told so."""
+"""The end of a server: running requests are finished, and later ones get an error."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import uvicorn
 from densevl.serving.gate import Gate
 from densevl.serving.service import Service
 
-DRAIN = 8.0  # seconds until requests that still wait are told; who stops a container often gives it 10
-GRACE = 30  # seconds until requests that are worked on are given up
+DRAIN = 8.0  # seconds until waiting requests get an error; containers often get 10 to stop
+GRACE = 30  # seconds until running requests are dropped
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which tells those that it will not serve any more."""
+    """uvicorn, which also tells the gate and the service that it stops."""
 
     def __init__(self, config: uvicorn.Config, gate: Gate, service: Service) -> None:
         """See uvicorn."""
@@ -23,7 +23,7 @@ class Server(uvicorn.Server):
         self.gate, self.service = gate, service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called once the process is told to stop."""
+        """Called once the process is asked to stop."""
         self.gate.stop()
         asyncio.get_running_loop().call_later(DRAIN, self.service.drop)
         await super().shutdown(sockets)

@@ -1,4 +1,4 @@
-"""One thread a device: it owns the models there, and runs jobs that may share a pass together."""
+"""One thread per device. It owns the models there, and runs jobs, several in one pass if possible."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-PATIENCE = 0.005  # seconds that a GPU waits for company; on a CPU a larger pass saves little
+PATIENCE = 0.005  # seconds that a GPU waits for more jobs; on a CPU a larger pass saves little
 
 
 class Stopped(Exception):
-    """The worker takes no jobs any more."""
+    """The worker accepts no more jobs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +24,9 @@ class Job:
     """Work for the device.
 
     Attributes:
-        call: makes the results of several items, in order. item: what this job brings.
+        call: computes the results of several items, in order. item: the input of this job.
         kind: jobs of equal kind may share a pass; None never does.
-        share: what part of a pass the item takes.
+        share: the share of a pass that the item takes.
     """
 
     call: Callable[[Sequence[Any]], Sequence[Any]]
@@ -37,7 +37,7 @@ class Job:
 
 
 class Worker:
-    """Runs jobs in the order they come, in a thread of its own."""
+    """Runs jobs in the order they arrive, in its own thread."""
 
     def __init__(self, device: torch.device) -> None:
         """Start the thread."""
@@ -51,17 +51,17 @@ class Worker:
 
     @property
     def load(self) -> int:
-        """Jobs that run or wait."""
+        """Number of jobs that run or wait."""
         return self._running + len(self._waiting)
 
     async def run(self, job: Job) -> Any:
-        """The result of a job.
+        """Return the result of a job.
 
-        If the task is cancelled, a job that waits is dropped, and one that runs is waited for: what it holds is free
-        only then.
+        If the task is cancelled, a waiting job is dropped, and a running one is awaited, because its resources are only
+        free then.
 
         Raises:
-            Stopped: jobs that wait were dropped before it was begun.
+            Stopped: If waiting jobs were dropped before this one started.
         """
         with self._changed:
             if self._dropped:
@@ -77,7 +77,7 @@ class Worker:
             raise
 
     def drop(self) -> None:
-        """Give up the jobs that wait, and take no more."""
+        """Drop waiting jobs, and accept no more."""
         with self._changed:
             waiting = [job for job in self._waiting if job is not None]
             self._dropped = True
@@ -87,13 +87,13 @@ class Worker:
                 job.done.set_exception(Stopped())
 
     def close(self) -> None:
-        """Finish what waits, then end the thread."""
+        """Finish waiting jobs, then end the thread."""
         with self._changed:
             self._waiting.append(None)
             self._changed.notify()
 
     def ended(self, seconds: float) -> bool:
-        """Whether the thread of a closed worker ends within so many seconds."""
+        """Return whether the thread of a closed worker ends within this time."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 

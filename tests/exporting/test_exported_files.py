@@ -69,7 +69,7 @@ def test_what_cannot_be_one_graph_is_refused_with_the_reason(small, recipe) -> N
 def test_a_model_of_photos_is_refused_before_it_is_traced() -> None:
     """Its tower was traced for minutes, without an end."""
     pytest.importorskip("timm")
-    with pytest.raises(RecipeError, match="every size; export a CLIP"):
+    with pytest.raises(RecipeError, match="for all sizes; export a CLIP"):
         graph.capture(load_backbone("photo"), None)
 
 
@@ -145,8 +145,8 @@ def test_a_single_word_stands_twice(tmp_path) -> None:
         (lambda m: load_backbone(m, precision="int8"), ModelError, "float32 only"),
         (lambda m: load_backbone(m).encode_image(torch.zeros(1, 3, 96, 96)), ModelError, "made of, 'mini'"),
         (lambda m: load_backbone(m).encode_dense(torch.zeros(1, 3, 96, 96)).features, ModelError, "gives no features"),
-        (lambda m: graph.capture(load_backbone(m), None), RecipeError, "a file already"),
-        (lambda m: files.path_of("x.onnx", "torch"), OptionError, r"ends in \.pt2"),
+        (lambda m: graph.capture(load_backbone(m), None), RecipeError, "already a file"),
+        (lambda m: files.path_of("x.onnx", "torch"), OptionError, r"must end in \.pt2"),
         (lambda m: Exported(Path(m).with_suffix(".words.npz"), load_backbone), WeightsError, "exported model"),
     ],
 )

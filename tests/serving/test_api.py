@@ -184,7 +184,7 @@ def test_corrections_are_in_the_map_and_in_files(client) -> None:
         ("segment", {"labels": "cat", "nosuch": "1"}, "option", "no field 'nosuch'; there are image, labels"),
         ("classify", {"labels": "cat", "modelx": "mini"}, "option", r"no field 'modelx' \(closest: model"),
         ("segment", {"labels": ["cat", "dog"]}, "option", "'labels' came 2 times"),
-        ("segment", {"labels": "cat, list.txt"}, "label", "looks like a path; a server opens no files"),
+        ("segment", {"labels": "cat, list.txt"}, "label", "looks like a path, but a server opens no files"),
         ("segment", {"labels": "cat", "background": "bogus.txt"}, "option", "looks like a path"),
         ("segment", {"labels": "cat, cat"}, "label", "label 'cat' is given twice"),
         ("segment", {"labels": "cat,,dog"}, "label", "empty label"),
@@ -239,7 +239,7 @@ CUT = png((64, 64), format="JPEG")[:400]
         (CUT, "hello.png"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "hello.png"),
         (png((1200, 1000), optimize=True), "1200x1000|1,200"),
-        (png((30_000, 2)), "at most 20,000 pixels a side"),
+        (png((30_000, 2)), "at most 20,000 pixels per side"),
         (b"/etc/hostname", "hello.png"),
     ],
     ids=["empty", "text", "cut", "svg", "bomb", "thread", "path"],
@@ -393,7 +393,7 @@ def test_models_are_offered_by_names_that_are_no_paths(models, monkeypatch) -> N
     monkeypatch.setattr(served, "load_backbone", lambda name, **options: models.backbones["mini"])
     offered = served.Models(Settings(("/srv/private/mini.onnx",), (), ("grid",)), "cpu")
     assert list(offered.backbones) == ["mini"]
-    with pytest.raises(OptionError, match="two of the models are called 'mini'"):
+    with pytest.raises(OptionError, match="two of the models are named 'mini'"):
         served.Models(Settings(("a", "b"), (), ("grid",)), "cpu")
 
 

@@ -134,7 +134,7 @@ def test_sessions_are_bounded(client, begun) -> None:
     full = post(client, "/correct", session=begun, photo=0, name="fish", point="[5, 5]")
     assert "at most 4 corrections" in full.json()["error"]["message"]
     other = post(client, labels=LABELS).json()["session"]
-    assert "2 sessions are under way" in post(client, labels=LABELS).json()["error"]["message"]
+    assert "2 sessions are open" in post(client, labels=LABELS).json()["error"]["message"]
     post(client, "/end", session=other)
     assert post(client, labels=LABELS).status_code == 200
 
