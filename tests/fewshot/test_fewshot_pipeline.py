@@ -366,7 +366,7 @@ def test_classes_that_come_later_are_learned_as_if_all_had_come_at_once(tiny, le
             answer(alone),
             answer(FewShot(tiny, "gda", level=level, **settings).fit(first, labels=[*NAMES[:2], "mauve"])),
         )
-    with pytest.raises(LabelError, match=r"at least one|is no label"):
+    with pytest.raises(LabelError, match=r"at least one|is not a label"):
         made.partial_fit(nothing)
 
 
