@@ -1,4 +1,4 @@
-"""The image embedding of a CLS token as a sum of contributions by blocks, heads and tokens (Gandelsman, ICLR 2024).
+"""The image embedding of a CLS token as a sum of contributions by blocks, heads and tokens (Gandelsman et al., 2024).
 
 Through attention, token n adds  c_n = sum over blocks and heads of a_(CLS, n) v_n W_o  to CLS. The last norm, with its
 statistics for the image's own CLS token, is affine, so it splits as well: biases are divided evenly among all terms

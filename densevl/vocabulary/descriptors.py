@@ -13,7 +13,7 @@ from densevl.vocabulary.reading import read_data
 from densevl.vocabulary.templates import fill
 
 MAX_LABELS = 100_000
-# Beginnings of features that follow "which" directly; others follow "which has".
+# Beginnings of features after "which", and after "which is"; others follow "which has".
 _SAYS = ("is", "are", "was", "has", "have", "can", "may", "will", "often", "usually", "looks", "contains", "consists")
 _IS = ("a", "an", "the", "made", "used", "found", "worn", "seen", "shaped", "covered", "painted")
 

@@ -1,8 +1,8 @@
 """Models on the hub: from the local cache, or downloaded with progress, with each file's SHA-256 checked.
 
 Client and cache are huggingface_hub's own (`HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`); `HF_HUB_OFFLINE=1` forbids the
-network. The client does not check downloads; `verify` does. It also restarts a file whose download was stopped, so
-large files are downloaded here beside their place in the cache, and resumed.
+network. The client does not check downloads; `verify` does. The client also restarts a file whose download was
+stopped, so large files are downloaded here beside their place in the cache, and resumed.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ class CatSeg(Backbone):
         return torch.stack([*cuts, whole], dim=1).flatten(0, 1)
 
     def _guided(self, pixels: torch.Tensor) -> Guided:
-        """Run the tower up to the last block, of which CLS is full and patches are values only, as in training."""
+        """Run the tower; the last block adds each token's value to CLS, not to the token, as in training."""
         tower = self.clip.tower
         size = (self._side, self._side)
         if tuple(pixels.shape[2:]) != size:
