@@ -1,7 +1,7 @@
 "use strict";
 const { names, colours, photos } = JSON.parse(document.getElementById("data").textContent);
 const [main, legend, opacity, warned, search] = ["main", "#legend", "#opacity", "#warned", "#search"].map((one) => document.querySelector(one));
-let only = null; // the label that is looked at
+let only = null; // the selected label
 const percent = (share) => (share >= 0.0995 ? `${Math.round(100 * share)} %` : share < 0.001 ? "<0.1 %" : `${(100 * share).toFixed(1)} %`);
 
 function made(kind, text = "", name = "") {
@@ -30,7 +30,7 @@ async function paint(photo) {
   const image = context.createImageData(canvas.width, canvas.height);
   ids.forEach((id, at) => {
     if (id === 65535 || (only !== null && id !== only)) {
-      image.data[4 * at + 3] = only === null ? 0 : 150; // what is not looked at is dark
+      image.data[4 * at + 3] = only === null ? 0 : 150; // other pixels are dark
       return;
     }
     image.data.set(colours[id], 4 * at);
@@ -59,7 +59,7 @@ const near = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
     const photo = photos[target.dataset.number];
     photo.near = isIntersecting;
-    if (!isIntersecting) photo.ids = undefined; // of thousands only those in sight are held
+    if (!isIntersecting) photo.ids = undefined; // keeps only visible photos in memory
     paint(photo);
   }
 }, { rootMargin: "400px" });
