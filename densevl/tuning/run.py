@@ -78,8 +78,8 @@ def tune(
         raise DatasetError(f"{len(pictures)} pictures are too few to choose by; give {FEWEST}, better {ENOUGH} or more")
     guard([path for name, path in files.items() if name != STATE], inputs=pictures.paths, overwrite=overwrite)
     backbone = load(model, weights, device)
-    lent = _lent(proxy, proposals, str(backbone.device))
-    given = [name for name, own in lent.items() if own is not None]
+    inputs = _inputs(proxy, proposals, str(backbone.device))
+    given = [name for name, own in inputs.items() if own is not None]
     choices = space(
         pictures.use,
         backbone,
@@ -91,7 +91,7 @@ def tune(
     )
     if not choices.stages:
         raise OptionError(f"there is nothing to choose for model '{backbone.name}': give other --only or --try")
-    counter = _counter(backbone, pictures, lent)
+    counter = _counter(backbone, pictures, inputs)
     identity = {"densevl": __version__, **pictures.facts(), **_kept(counter.facts(choices.default))}
     with Hold(Path() if out is None else out) as hold:
         if out is not None:
@@ -122,12 +122,12 @@ def tune(
     return found
 
 
-def _counter(backbone: Backbone, pictures: Pictures, lent: Mapping[str, Any]) -> Counter:
+def _counter(backbone: Backbone, pictures: Pictures, inputs: Mapping[str, Any]) -> Counter:
     kind = COUNTERS[pictures.use] if pictures.labelled else AgreementCounter
-    return kind(backbone, pictures, **lent)
+    return kind(backbone, pictures, **inputs)
 
 
-def _lent(proxy: str | None, proposals: str | None, device: str) -> dict[str, Any]:
+def _inputs(proxy: str | None, proposals: str | None, device: str) -> dict[str, Any]:
     """Models that recipes read, loaded once."""
     return {
         "proxy": None if proxy is None else load_proxy(proxy, device=device),

@@ -43,10 +43,10 @@ def swapped_backgrounds(predictor: Predictor, dataset: Dataset, *, seed: int = 0
             found = predictor(picture).labels
             total[at] += confusion(sample.truth, found, classes)
             of_place[at] += int((np.isin(found, gone) & (sample.truth == 0)).sum())
-    return _told(total, of_place, dataset)
+    return _as_analysis(total, of_place, dataset)
 
 
-def _told(total: npt.NDArray[np.int64], of_place: npt.NDArray[np.int64], dataset: Dataset) -> Analysis:
+def _as_analysis(total: npt.NDArray[np.int64], of_place: npt.NDArray[np.int64], dataset: Dataset) -> Analysis:
     recall = [per_class(own)["accuracy"][1:] for own in total]
     ground = [max(1, int(own[0].sum())) for own in total]
     invented = [float(own[0, 1:-1].sum() / area) for own, area in zip(total, ground, strict=True)]

@@ -69,7 +69,7 @@ def unknown_classes(
                 low, high = float(scores[2].min()), float(scores[2].max())
                 ends = low - (high - low), high + (high - low)
             _count(hist[at], scores, truth[here], ends)
-    return _told(hist, dataset, tuple(conditions), predictor.calibration)
+    return _as_analysis(hist, dataset, tuple(conditions), predictor.calibration)
 
 
 def left_out(logits_CP: Floats) -> Floats:
@@ -116,7 +116,7 @@ def _grid(size: Sequence[int], most: int) -> tuple[npt.NDArray[np.int64], npt.ND
     return rows.astype(np.int64), columns.astype(np.int64)
 
 
-def _told(
+def _as_analysis(
     hist: npt.NDArray[np.int32], dataset: Dataset, conditions: Sequence[str], calibration: tuple[float, float]
 ) -> Analysis:
     known, unknown = hist[..., 0, :], hist[..., 1, :]

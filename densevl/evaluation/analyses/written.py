@@ -106,7 +106,7 @@ def written_words(
                 tally.extend(found)
     if not tallies[PLAIN].kept:
         raise EvaluationError(f"no object is large enough for a readable word ({small} are smaller)")
-    return _told(tallies, hidden, dataset, small)
+    return _as_analysis(tallies, hidden, dataset, small)
 
 
 class _Photo:
@@ -160,7 +160,7 @@ def _painted(rgb: Picture, found: Sequence[Thing], words: Sequence[str]) -> tupl
     return (written, blank), kept
 
 
-def _told(tallies: Mapping[str, _Tally], hidden: Mapping[str, _Tally], dataset: Dataset, small: int) -> Analysis:
+def _as_analysis(tallies: Mapping[str, _Tally], hidden: Mapping[str, _Tally], dataset: Dataset, small: int) -> Analysis:
     labelled = is_labelled(dataset)
     kept, ways = "right" if labelled else "same answer", list(tallies[PLAIN].kept)
     rows: list[Row] = [
