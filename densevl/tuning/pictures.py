@@ -110,7 +110,7 @@ HOLDS = {
     REGIONS: "images/ with instances.json",
     CLASSIFY: "a folder of images for each class",
 }
-"""What a folder holds that tells about a use."""
+"""The contents of a folder that each use needs."""
 _HOLDS = ", or ".join(f"{form} (for {use})" for use, form in HOLDS.items())
 
 

@@ -31,7 +31,7 @@ VALUES = {
     "guided": "numbers of guided crops",
     "presence": "thresholds of presence",
 }
-"""What the values of a setting are called."""
+"""Words for the values of each setting."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,12 @@ class Tuning:
 
     @property
     def _base(self) -> Candidate:
-        """What the accuracy alone advises; the choice may be a cheaper form of it."""
+        """The best by accuracy alone; the choice may be a cheaper form of it."""
         return self.picked if self.better else self.default
 
     @property
     def looked_at(self) -> str:
-        """How many values of each setting were looked at, in a sentence."""
+        """The number of values tried for each setting, in a sentence."""
         found = [f"{len(values)} {VALUES[name]}" for name, values in self.tried.items()]
         return f"tried, the default among them: {', '.join(found) or 'nothing else'}"
 

@@ -11,6 +11,6 @@ INDEX = Kind("index of shards", WeightsError, "download the model again")
 OWN_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 """open_clip's names, safe formats first."""
 THEIR_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Those of transformers."""
+"""transformers' names."""
 SHARD = re.compile(r"-\d+-of-\d+$")
 ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")

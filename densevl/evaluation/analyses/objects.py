@@ -23,7 +23,7 @@ from densevl.proposals.components import components
 LEAST = 0.0005
 """Smaller parts are not objects, as a share of the photo."""
 FEWEST = 16
-"""Likewise, in pixels."""
+"""The same limit in pixels."""
 SMALLEST, LARGEST = 8, 96
 """Range of letter heights in pixels; smaller letters cannot be read."""
 COLOURS: Mapping[str, tuple[int, int, int]] = {

@@ -133,7 +133,7 @@ def dinotxt(state: State, path: Path) -> Form:
         named |= renamed(_masked(tower) if rotary else tower, _TOWER, path)
         if rotary:
             named = _biases({_gamma(key): x for key, x in named.items()}, path)
-        for index in range(depth(named, "visual.blocks.")):  # of DINOv3, whose gate is a layer of its own
+        for index in range(depth(named, "visual.blocks.")):  # DINOv3's gate is a separate layer
             mlp = f"visual.blocks.{index}.mlp."
             for kind in ("weight", "bias"):
                 if f"{mlp}w1.{kind}" in named:
@@ -147,7 +147,7 @@ def dinotxt(state: State, path: Path) -> Form:
         kernel, places = named["visual.trunk.patch_embed.proj.weight"], named.get("visual.trunk.pos_embed")
         width, patch = kernel.shape[0], kernel.shape[-1]
         registers = named["visual.trunk.reg_token"].shape[1]
-        if places is not None and math.isqrt(places.shape[1]) ** 2 != places.shape[1]:  # the first is that of CLS
+        if places is not None and math.isqrt(places.shape[1]) ** 2 != places.shape[1]:  # the first belongs to CLS
             named["visual.trunk.cls_token"] = named["visual.trunk.cls_token"] + places[:, :1]
             named["visual.trunk.pos_embed"] = places = places[:, 1:].contiguous()
         size = 16 * patch if places is None else math.isqrt(places.shape[1]) * patch
@@ -209,14 +209,14 @@ def dinotxt(state: State, path: Path) -> Form:
 
 
 def _gamma(key: str) -> str:
-    """Of timm's `Eva`, which calls layer scales otherwise than Meta does."""
+    """Rename layer scales for timm's `Eva`, whose names differ from Meta's."""
     if not key.startswith("visual.trunk.blocks."):
         return key
     return key.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2")
 
 
 def _masked(tower: State) -> State:
-    """A tower of DINOv3 whose biases are those it computes with: what its masks cover is zero, and keys have one."""
+    """Complete a DINOv3's biases: masked entries are zero, and so is a bias of keys that is missing."""
     found = dict(tower)
     for key, bias in tower.items():
         if key.endswith("attn.qkv.bias") and (mask := tower.get(f"{key}_mask")) is not None:
@@ -227,16 +227,16 @@ def _masked(tower: State) -> State:
 
 
 def _biases(named: State, path: Path) -> State:
-    """Biases of queries and values as timm has them, which leaves them out where all are zero.
+    """Biases of queries and values in timm's form, which omits them if all are zero.
 
     Raises:
-        WeightsError: keys have one, which rotary positions do not cancel.
+        WeightsError: keys have a bias, which rotary positions do not cancel.
     """
     joint = {key: x for key, x in named.items() if key.startswith("visual.trunk.") and key.endswith(".attn.qkv.bias")}
     found = {key: x for key, x in named.items() if key not in joint}
     for key, bias in joint.items() if any(bias.any() for bias in joint.values()) else ():
         q, k, v = bias.chunk(3)
         if k.any():
-            raise bad_file(path, "has a DINOv3 whose keys have a bias, which no published one has; download it again")
+            raise bad_file(path, "has a DINOv3 whose keys have a bias, unlike all published ones; download it again")
         found |= {key.replace("qkv.bias", "q_bias"): q.clone(), key.replace("qkv.bias", "v_bias"): v.clone()}
     return found

@@ -15,7 +15,7 @@ FILES = ("processor_config.json", "preprocessor_config.json")
 """In transformers' order of preference; the first holds the settings under "image_processor"."""
 KIND = Kind("image processor", ModelError, "download it again, or remove it for the usual pixels of the model's type")
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""By Pillow's number."""
+"""Names by Pillow's number."""
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 """The supported steps; others that are switched on are refused."""
 
