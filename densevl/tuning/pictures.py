@@ -115,7 +115,7 @@ _HOLDS = ", or ".join(f"{form} (for {use})" for use, form in HOLDS.items())
 
 
 def kinds(root: Path) -> list[str]:
-    """The uses that a folder tells about, by the names of what it holds."""
+    """The uses that a folder suits, by the names of its contents."""
     inner = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
     if (root / "images").is_dir():
         found = [SEGMENT] if (root / "labels").is_dir() else []
