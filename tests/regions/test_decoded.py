@@ -264,7 +264,7 @@ def test_files_come_back_and_go_by_the_photo_s_name(tmp_path) -> None:
         (lambda: Decoded(masks(), np.zeros((3, 4)), {1: "a", 2: "b", 3: "c"}), "with gaps"),
         (lambda: Decoded(masks(), np.zeros((3, 4)), "a,b,c"), "not a list of strings"),
         (lambda: Decoded.from_hf(object(), {0: "a"}, SIZE), "without class and mask logits"),
-        (lambda: DecodedFiles(__file__), "no decoder file"),
+        (lambda: DecodedFiles(__file__), "not a decoder file"),
         (lambda: DecodedFiles("none.npz"), "does not exist"),
         (lambda: ensemble.shares("fcclip"), "clip_share 'fcclip' is unknown"),
         (lambda: ensemble.shares((0.5, 2.0)), "within 0..1"),
