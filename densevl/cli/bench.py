@@ -119,7 +119,7 @@ def _quality(
             "--models is empty: give NAME,NAME, or leave it out for all available models (densevl models)"
         )
     kinds = [kind.strip() for kind in precisions.split(",")]
-    table = Table("model", "precision", "recipe", "mIoU", "ms a photo", "extra MiB", box=None)
+    table = Table("model", "precision", "recipe", "mIoU", "ms a photo", "model MiB", "extra MiB", box=None)
     rows = []
     with stderr().status("measuring") as status:
         for row in measure(str(folder), names, kinds, rounds=rounds, tell=warn, device=device):
@@ -130,9 +130,8 @@ def _quality(
                 continue
             extra = "-" if row["extra_mib"] is None else f"{row['extra_mib']:.0f}"
             score = f"{100 * row['mIoU']:.1f}" if row["mIoU"] == row["mIoU"] else "n/a"
-            table.add_row(
-                row["model"], row["precision"], row["recipe"] or "-", score, f"{row['milliseconds']:.1f}", extra
-            )
+            cost = (f"{row['milliseconds']:.1f}", f"{row['model_mib']:.0f}", extra)
+            table.add_row(row["model"], row["precision"], row["recipe"] or "-", score, *cost)
     taken, why = recommended(rows)
     if as_json:
         stdout().print(

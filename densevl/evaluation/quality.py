@@ -9,6 +9,7 @@ from typing import Any
 
 from densevl.backbones.at_hand import available
 from densevl.benchmarking.clock import peak_mib, seconds
+from densevl.benchmarking.held import held_mib
 from densevl.errors import DatasetError, ModelError, PrecisionError
 from densevl.evaluation.benchmarks.base import SEMANTIC
 from densevl.evaluation.experiment import Experiment
@@ -44,7 +45,8 @@ def measure(
     Yields:
         A row per model and precision: model, precision, recipe, images; mIoU, 0-1, NaN where nothing is scored;
         milliseconds: the median processor time (wall time on a GPU) of a photo, from pixels to labels;
-        extra_mib: peak memory of the first photo beyond what the model holds, None where that cannot be measured.
+        model_mib: tensors and arrays that the model holds. extra_mib: peak memory of the first photo beyond what the
+        model holds, None where that cannot be measured.
 
     Raises:
         DatasetError, EvaluationError: the folder is unusable.
@@ -64,6 +66,7 @@ def measure(
                 continue
             device = predictor.segmenter.backbone.device
             photos = [dataset[index].image for index in range(min(TIMED, len(dataset)))]
+            held = held_mib(predictor.segmenter)
             extra = peak_mib(lambda: predictor(photos[0]), device)  # noqa: B023  called at once
             outcome = count(task, predictor)
             taken = [seconds(lambda: predictor(photo), device) for _ in range(rounds) for photo in photos]  # noqa: B023
@@ -74,6 +77,7 @@ def measure(
                 "images": len(dataset),
                 "mIoU": outcome.summary["mIoU"],
                 "milliseconds": 1000 * statistics.median(taken),
+                "model_mib": held,
                 "extra_mib": extra,
             }
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from densevl.benchmarking.held import held_mib
 from densevl.cli import app
 from densevl.errors import DensevlError, ModelError, PrecisionError
 from densevl.evaluation import Experiment, run
@@ -72,6 +74,16 @@ def test_each_row_is_the_evaluation_of_its_model(labelled: Path) -> None:
         assert each["mIoU"] == alone.summary["mIoU"]
         assert each["images"] == 2
         assert each["milliseconds"] > 0
+        assert each["model_mib"] > 20  # mini's table of words alone
+
+
+def test_memory_that_is_held_twice_or_by_a_view_counts_once() -> None:
+    rows, shared = torch.zeros(2**18), np.zeros(2**17)
+    layer = torch.nn.Linear(2**9, 2**9, bias=False)
+    layer.again = layer.weight
+    holder = {"layer": layer, "views": [rows[:5], rows.reshape(2, -1)], "arrays": (shared, [shared])}
+    assert held_mib(holder, holder) == 3
+    assert held_mib(test_models_at_hand_have_what_ships_and_no_proposer) == 0
 
 
 def test_a_model_of_float32_only_is_said_and_the_others_are_measured(labelled: Path, monkeypatch) -> None:

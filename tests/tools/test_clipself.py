@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import densevl
-from conftest import TINY, random_clip, wrap
+from conftest import TINY, close, random_clip, wrap
 from densevl.backbones.mini import Mini
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.errors import DensevlError, ImageError, OutputError, RecipeError
@@ -21,7 +22,7 @@ from tools.clipself.context import context_loss, projections
 from tools.clipself.evaluate import CEILING
 from tools.clipself.models import image_tower, load, pack
 from tools.clipself.pictures import Pictures
-from tools.clipself.run import CHECKPOINT, STUDENT, Plan, Run
+from tools.clipself.run import CHECKPOINT, MEAN, STUDENT, Plan, Run
 from tools.clipself.train import Budget, train
 
 SMALL = Plan(batch=4, regions=3, grid=2, rate=3e-3)
@@ -85,6 +86,37 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert len(train(resumed, Budget(steps=6), resume=True, save_every=2)) == 6 - killed_after // 2 * 2
     assert same(weights(whole.student), weights(resumed.student))
     assert (whole.out / STUDENT).read_bytes() == (resumed.out / STUDENT).read_bytes()
+
+
+def test_the_mean_of_all_weights_by_betas_density_is_written_after_a_kill_too(tmp_path: Path, folder: Path) -> None:
+    plan = replace(SMALL, average="beta")
+    whole, killed = prepared(tmp_path / "whole", folder, plan), prepared(tmp_path / "killed", folder, plan)
+    seen = [weights(whole.student)]
+    update = whole.update
+
+    def watched(progress: float) -> float:
+        loss = update(progress)
+        seen.append(weights(whole.student))
+        return loss
+
+    whole.update = watched  # type: ignore[method-assign]
+    train(whole, Budget(steps=4))
+    places = [(index + 0.5) / 5 for index in range(5)]
+    shares = np.array([1 / np.sqrt(place * (1 - place)) for place in places])
+    shares /= shares.sum()
+    written = wrap(random_clip(1))
+    written.model.load_state_dict(load_file(tmp_path / "whole" / STUDENT))
+    for key, value in weights(written).items():
+        want = sum(share * one[key].double() for share, one in zip(shares, seen, strict=True))
+        close(value, want)
+    assert not same(weights(written), seen[-1])
+    halt = killed.update
+    killed.update = lambda progress: halt(progress) if killed.step < 2 else 1 / 0  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        train(killed, Budget(steps=4), save_every=1)
+    train(prepared(tmp_path / "killed", folder, plan), Budget(steps=4), resume=True)
+    assert (tmp_path / "killed" / STUDENT).read_bytes() == (tmp_path / "whole" / STUDENT).read_bytes()
+    assert not any(key.startswith(MEAN) for key in prepared(tmp_path / "none", folder).parts)
 
 
 @pytest.mark.parametrize(("own", "other"), [((3, 4), (3, 4)), ((3, 4), (5, 6))])
@@ -197,6 +229,7 @@ def test_evaluation_names_objects_with_the_teacher_and_every_student(
         ({"clusters": "8"}, "--clusters is of --masks"),
         ({"clusters": "1", "masks": "mini-sam"}, "at least 2"),
         ({"steps": "0"}, "at least 1"),
+        ({"average": "mean"}, "choose from"),
         ({"model": "photos"}, "no model 'photos'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from densevl.errors import DensevlError
+from densevl.fewshot.heads.prolip import AVERAGES
 from densevl.images import list_images
 from tools.arguments import COUNT, RATE, SEED, THREADS, Parser, add_scenes, number, status
 from tools.clipself.context import SOURCES
@@ -47,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     trains.add_argument("--context", help="also teach how patches are alike (DeCLIP): mini-sam, dino_vitb8 or a file")
     trains.add_argument("--context-weight", type=number(float, above=0), help="of that loss (default 0.1)")
     trains.add_argument("--context-source", choices=SOURCES, help="projections that learn it (default q)")
+    trains.add_argument(
+        "--average", choices=AVERAGES, help="of the weights over training that is written (default none)"
+    )
     trains.add_argument("--rate", type=RATE, help="highest learning rate (default 1e-5; mini 1e-3; with --masks 2e-4)")
     trains.add_argument(
         "--blocks", type=number(int, 0), help="so many last ones learn, 0: the whole tower (default 0; mini 2)"

@@ -23,6 +23,7 @@ from torchvision.ops import roi_align
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.proxies import load_proxy
 from densevl.errors import DensevlError, OutputError, RecipeError, one_of
+from densevl.fewshot.heads.prolip import AVERAGES, beta_density
 from densevl.files import atomic_write
 from densevl.recipes import Hints, get
 from densevl.recipes.run import finish, start
@@ -35,7 +36,7 @@ from tools.clipself.models import image_tower, pack
 from tools.clipself.pictures import Batch, Pictures
 
 CHECKPOINT, STUDENT = "checkpoint.safetensors", "student.safetensors"
-VISUAL, OPTIMISER = "visual.", "optimiser."
+VISUAL, OPTIMISER, MEAN = "visual.", "optimiser.", "mean."
 WARM_UP = 0.05
 
 
@@ -55,6 +56,8 @@ class Plan:
         context_weight: of that loss. context_source: which projections of the last block learn it, one of `SOURCES`.
         masks: a proposer by name, whose masks teach in place of crops (PixelCLIP); "" is none. clusters: of them.
         rate: learning rate at its highest. decay: of weights. seed: everything random follows from it.
+        average: "beta" exports the mean of the weights over training by the density of Beta(1/2, 1/2), by which the
+            first and the last count most (CLIPood, ICML 2023); "none" those after the last step.
     """
 
     recipe: str = "maskclip"
@@ -71,6 +74,7 @@ class Plan:
     rate: float = 1e-5
     decay: float = 0.1
     seed: int = 0
+    average: str = "none"
 
 
 class Run:
@@ -79,6 +83,7 @@ class Run:
     Attributes:
         parts: what a checkpoint holds, by the beginning of its names.
         teacher: the model as given, never changed. student: its copy, whose image tower is trained.
+        mean: the image tower with the mean of the weights so far; None without. weight: of all that is in it.
         step: updates done. seconds: time they took.
     """
 
@@ -110,10 +115,15 @@ class Run:
         if not plan.context_weight > 0:
             raise DensevlError(f"context_weight is {plan.context_weight:g}; it is above 0, or leave context out")
         self.context = load_proxy(plan.context, device=str(teacher.device)) if plan.context else None
+        one_of(plan.average, AVERAGES, "average", DensevlError)
         self.plan = plan
         self.student = copy.deepcopy(teacher)
         self.tower = image_tower(self.student)
         self.parts: dict[str, torch.nn.Module] = {VISUAL: self.tower}
+        self.mean = copy.deepcopy(self.tower) if plan.average == "beta" else None
+        self.weight = 0.0
+        if self.mean is not None:
+            self.parts[MEAN] = self.mean
         groups = self._groups()
         for group in groups:
             group["params"] = [parameter.requires_grad_(True) for parameter in group["params"]]
@@ -156,6 +166,17 @@ class Run:
         self.step, self.seconds = self.step + 1, self.seconds + time.perf_counter() - started
         return float(loss.detach())
 
+    @torch.no_grad()
+    def take(self, place: float) -> None:
+        """Put the weights as they are into the mean, if there is one. Args: place: in training, 0..1, both excluded."""
+        if self.mean is None:
+            return
+        weight = beta_density(place)
+        self.weight += weight
+        for old, new in zip(self.mean.state_dict().values(), self.tower.state_dict().values(), strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, weight / self.weight)
+
     def loss(self, batch: Batch) -> torch.Tensor:
         """One minus the mean cosine between regions of the student's map and the teacher's embeddings of the crops; and
         the context's share."""
@@ -184,7 +205,7 @@ class Run:
         for number, own in self.optimiser.state_dict()["state"].items():
             tensors |= {f"{OPTIMISER}{number}.{key}": value for key, value in own.items()}
         still_finite(self.step, 0.0, tensors.values())
-        header = {"step": self.step, "seconds": self.seconds, "settings": self._settings}
+        header = {"step": self.step, "seconds": self.seconds, "weight": self.weight, "settings": self._settings}
         content = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
         return atomic_write(self.out / CHECKPOINT, save(content, {"clipself": json.dumps(header)}))
 
@@ -212,11 +233,15 @@ class Run:
                 state.setdefault(int(number), {})[part] = value
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": state, "param_groups": groups})
-        self.step, self.seconds = header["step"], header["seconds"]
+        self.step, self.seconds, self.weight = header["step"], header["seconds"], header.get("weight", 0.0)
 
     def export(self) -> Path:
-        """Write the student as a weights file; see `pack`."""
-        return atomic_write(self.out / STUDENT, pack(self.student, self.source))
+        """Write the student, or its mean, as a weights file; see `pack`."""
+        student = self.student
+        if self.mean is not None:
+            student = copy.deepcopy(student)
+            image_tower(student).load_state_dict(self.mean.state_dict())
+        return atomic_write(self.out / STUDENT, pack(student, self.source))
 
     @property
     def _settings(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tools.arguments import still_finite, writable
 from tools.clipself.run import CHECKPOINT, STUDENT, Run
 
 LOG_EVERY = 25
+HALF = 0.0025  # of the share of one step, where only time is known
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class Budget:
     def used(self, run: Run) -> float:
         """The share that is spent, 0..1 and above."""
         return run.step / self.steps if self.steps else run.seconds / (60 * (self.minutes or 1))
+
+    def place(self, run: Run) -> float:
+        """The middle of the share that belongs to the weights as they are, of those of all steps and the first."""
+        half = 0.5 / self.steps if self.steps else HALF
+        return (min(1.0, self.used(run)) + half) / (1 + 2 * half)
 
 
 def train(run: Run, budget: Budget, *, resume: bool = False, save_every: int = 50) -> list[float]:
@@ -48,10 +54,13 @@ def train(run: Run, budget: Budget, *, resume: bool = False, save_every: int = 5
     writable(checkpoint)
     if resume:
         run.resume()
+    if not run.step:
+        run.take(budget.place(run))
     losses: list[float] = []
     while (used := budget.used(run)) < 1:
         losses.append(run.update(used))
         still_finite(run.step, losses[-1])
+        run.take(budget.place(run))
         if run.step % LOG_EVERY == 0:
             recent = statistics.mean(losses[-LOG_EVERY:])
             line = {"step": run.step, "minutes": round(run.seconds / 60, 2), "loss": round(recent, 4)}

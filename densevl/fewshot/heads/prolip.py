@@ -24,10 +24,14 @@ from densevl.fewshot.settings import COUNT, Rule
 AVERAGES = ("none", "beta")
 
 
+def beta_density(place: float) -> float:
+    """The density of Beta(1/2, 1/2) at a place in 0..1, both excluded, but for a factor."""
+    return 1 / math.sqrt(place * (1 - place))
+
+
 def beta_weight(index: int, count: int) -> float:
     """Weight of one of `count` steps: the density of Beta(1/2, 1/2) in the middle of its share of 0..1."""
-    place = (index + 0.5) / count
-    return 1 / math.sqrt(place * (1 - place))
+    return beta_density((index + 0.5) / count)
 
 
 class RunningMean:

@@ -103,7 +103,7 @@ class ImageFeatures(Features):
 
     def __init__(self, backbone: Backbone) -> None:
         self.plain: Embeds = backbone
-        self.look = self.plain
+        self.look: Embeds = backbone
         self.scales = {"image": backbone.logit_scale}
         self.pixels = math.prod(backbone.picture_size)
 
