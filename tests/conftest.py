@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Generator
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+import typer.testing
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from safetensors.torch import load_file
 
@@ -101,6 +103,14 @@ def own_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(autouse=True, scope="session")
+def commands_made_once() -> Generator[None]:
+    """Typer makes all commands of an app anew for each call of its runner, which takes longer than most calls do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", functools.cache(typer.testing._get_command))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)
 
@@ -117,11 +127,17 @@ def random_clip(seed: int = 0, config: dict | None = None) -> torch.nn.Module:
     return model
 
 
+@functools.cache
+def tokenizer() -> open_clip.SimpleTokenizer:
+    """Made once: it reads all words of CLIP."""
+    return open_clip.SimpleTokenizer(context_length=TINY["text_cfg"]["context_length"])
+
+
 def wrap(model: torch.nn.Module, name: str = "tiny") -> OpenClipBackbone:
     settings = PreprocessCfg(size=model.visual.image_size)
     return OpenClipBackbone(
         model,
-        open_clip.SimpleTokenizer(context_length=TINY["text_cfg"]["context_length"]),
+        tokenizer(),
         image_transform_v2(settings, is_train=False),
         name=name,
         mean=settings.mean,

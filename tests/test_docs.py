@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,18 @@ BLOCK = re.compile(
 )
 SCOPES: dict[str, dict[str, Any]] = {"recipes.md": vars(densevl.recipes)}
 """Names that a generated page takes for granted."""
+
+
+def _integrations(scope: dict[str, Any]) -> None:
+    assert scope["asked"].found == ("penguin", "mushroom")
+    assert scope["names"].tolist() == [0, 1]
+    assert scope["boxes"].keys() == {"boxes", "labels", "scores"}
+    assert len(scope["named"]) == len(scope["found"])
+    assert Path("densevl-out/coco.json").is_file()
+
+
+SHOWN: dict[str, Callable[[dict[str, Any]], None]] = {"integrations.md": _integrations}
+"""What the names that a page leaves hold, where it says so."""
 
 
 def _blocks(page: Path, kind: str) -> list[re.Match[str]]:
@@ -63,6 +76,7 @@ def test_python_blocks_run_in_order(clone, page) -> None:
     for block in _blocks(page, "python"):
         if not block["needs"]:
             exec(compile(block["text"], f"{page.name}: {block['text'][:60]!r}", "exec"), scope)
+    SHOWN.get(page.name, lambda _: None)(scope)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page, "console")], ids=lambda page: page.name)

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -70,10 +71,16 @@ def _module(path: Path) -> str:
 MODULES = {_module(path): path for path in FILES}
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def _imports(path: Path) -> set[str]:
     """Modules of densevl that a file imports, inside functions and for type checking too."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "densevl":
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {name for name in names if name in MODULES} or {node.module}
@@ -126,8 +133,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_asserts_prints_pickles_or_unsafe_loads(path) -> None:
-    source = path.read_text(encoding="utf-8")
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(_tree(path)):
         assert not isinstance(node, ast.Assert), f"line {node.lineno}: assert"
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)

@@ -37,7 +37,7 @@ THEIRS = {
         "hidden_act": "gelu",
     },
 }
-FLIPS, CUTS = 12, 6
+FLIPS, CUTS = 6, 3
 MEMORY = 200  # MiB beyond what loading the sound models took; the files here are of 4 MB
 SECONDS = 1  # of CPU, a file
 CHILD = """

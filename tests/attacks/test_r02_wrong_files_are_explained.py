@@ -379,7 +379,7 @@ ODD: dict[str, Callable[[torch.Tensor], torch.Tensor | None]] = {
     "complex": lambda x: torch.ones(x.shape, dtype=torch.complex64),
 }
 LENIENT = ("proxy from a file", "proxy of sam", "san", "detector", "dinoiser")  # read what they need
-SIZES = [0, -1, 10**12, 2**70, 1.5, float("nan"), "x", None, [], {}]
+SIZES = [0, -1, 10**12, 2**70, float("nan"), "x", []]
 
 
 def kind(x: torch.Tensor) -> tuple[bool, bool]:
@@ -399,16 +399,20 @@ def loads_or_one_line(read: Reader, path: Path) -> bool:
     return False
 
 
+@functools.cache
+def valid(reader: str) -> dict[str, torch.Tensor]:
+    return {key: value.contiguous() for key, value in VALID[reader][0]().items()}
+
+
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("reader", VALID)
 def test_one_odd_tensor_is_one_line_and_takes_no_memory(tmp_path: Path, clip, folder, reader: str, odd: str) -> None:
-    make, header = VALID[reader]
-    state, read = {key: value.contiguous() for key, value in make().items()}, READERS[reader](clip, folder)
-    (tmp_path / "whole.safetensors").write_bytes(save(state, header))
-    if reader != "proxy of sam":  # of another size than the name says
+    state, header, read = valid(reader), VALID[reader][1], READERS[reader](clip, folder)
+    if odd == "gone" and reader != "proxy of sam":  # which is of another size than the name says
+        (tmp_path / "whole.safetensors").write_bytes(save(state, header))
         read(tmp_path / "whole.safetensors")
     keys = list(state)
-    for key in keys[:: max(1, len(keys) // 12)] + keys[:4]:
+    for key in {*keys[:: max(1, len(keys) // 6)], *keys[:3]}:
         value = ODD[odd](state[key])
         changed = {**state, key: value} if value is not None else {k: v for k, v in state.items() if k != key}
         path = tmp_path / f"{keys.index(key)}.safetensors"

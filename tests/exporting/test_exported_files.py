@@ -44,7 +44,7 @@ def mini(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("recipe", "kind"),
-    [("clip_prs", "onnx"), ("naclip", "onnx"), ("cliper", "onnx"), ("sclip", "torch"), ("sfp", "torch")],
+    [("clip_prs", "onnx"), ("naclip", "onnx"), ("cliper", "onnx"), ("sfp", "torch")],
 )
 def test_a_file_says_what_the_model_says(small, tmp_path, recipe, kind) -> None:
     chosen = get(recipe)

@@ -77,7 +77,7 @@ HOSTILE = {
     "pdf": (b"%PDF-1.7", "a PDF"),
     "archive": (b"PK\x03\x04" + bytes(40), "an archive"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
-    "bomb": (grey_png(20_000, 20_000, 8, bytes(20_001 * 20_000)), "over the limit"),
+    "bomb": (grey_png(20_000, 20_000, 8, bytes(10**6)), "over the limit"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n" + bytes(200), "PostScript"),
     "cut": (encoded(photo(), "PNG")[:3000], "truncated download"),
     "cut jpeg": (encoded(photo(), "JPEG")[:1500], "truncated download"),

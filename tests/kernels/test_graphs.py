@@ -107,8 +107,9 @@ def ours(graph: torch.fx.Graph) -> list[str]:
     return [str(node.target) for node in graph.nodes if str(node.target).startswith("densevl.")]
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize(
+    ("name", "strict"), [*((name, False) for name in CASES), ("gaussian", True), ("relative", True), ("affinity", True)]
+)
 def test_an_exported_program_runs_at_other_sizes_and_holds_no_operator_of_ours(name, strict) -> None:
     call = CASES[name]
     sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}

@@ -218,7 +218,7 @@ POOLS: dict[str, list[Any]] = {
     "spread": [None, None, None, LabelPropagation(DINO, neighbours=9)],
     "position_rule": ["scale_factor", "size", "size_antialias", "bilinear", "bilinear_half", "square"],
 }  # fmt: skip
-COMBINATIONS, SLICES = 300, 10
+COMBINATIONS, SLICES = 150, 10
 
 
 def combinations() -> list[Recipe]:

@@ -19,10 +19,12 @@ LABELS = "elephant, fish, sailboat"
 PHOTOS = ("water.png", "wood.png")
 
 
+LIMITS = {"sessions": 2, "session_photos": 2, "corrections": 4, "labels": 5, "pixels": 1}
+
+
 @pytest.fixture(scope="module")
 def client(models):
-    limits = {"sessions": 2, "session_photos": 2, "corrections": 4, "labels": 5, "pixels": 1}
-    with running(models, **limits) as (address, _, _), httpx.Client(base_url=address, timeout=60) as own:
+    with running(models, **LIMITS) as (address, _, _), httpx.Client(base_url=address, timeout=60) as own:
         yield own
 
 
@@ -30,14 +32,26 @@ def post(client, what="", files=None, **fields) -> httpx.Response:
     return client.post(f"/v1/session{what}", data=fields, files=files)
 
 
-@pytest.fixture
-def begun(client):
-    """A session of two photos: its key."""
+def begin(client) -> str:
+    """Begin a session of two photos: its key."""
     key = post(client, labels=LABELS).json()["session"]
     for name in PHOTOS:
         assert post(client, "/photo", {"image": (name, (EXAMPLES / name).read_bytes())}, session=key).status_code == 200
+    return key
+
+
+@pytest.fixture
+def begun(client):
+    key = begin(client)
     yield key
     post(client, "/end", session=key)
+
+
+@pytest.fixture(scope="module")
+def unchanged(models):
+    """A server of its own and its one session, which no refusal changes."""
+    with running(models, **LIMITS) as (address, _, _), httpx.Client(base_url=address, timeout=60) as own:
+        yield own, begin(own)
 
 
 def test_a_session_is_that_of_the_library(client, models, begun) -> None:
@@ -97,8 +111,9 @@ def test_a_saved_session_is_opened_again(client, begun) -> None:
         ("/correct", {"photo": 0, "name": "x", "box": "[1, 1, 9, 9]", "point": "[1, 1]"}, "give one of"),
     ],
 )
-def test_what_cannot_be_is_one_line(client, begun, what, fields, message) -> None:
-    answer = post(client, what, **{"session": begun} | fields)
+def test_what_cannot_be_is_one_line(unchanged, what, fields, message) -> None:
+    client, key = unchanged
+    answer = post(client, what, **{"session": key} | fields)
     assert answer.status_code == 422
     assert message in answer.json()["error"]["message"]
 
@@ -118,10 +133,11 @@ def test_what_cannot_be_is_one_line(client, begun, what, fields, message) -> Non
         b'[{"corrected": true, "image_id": 0, "category_id": 1, "segmentation": {"size": [9, 9], "counts": [81]}}]}',
     ],
 )
-def test_a_file_that_is_no_session_is_told_so(client, begun, content) -> None:
-    answer = post(client, "/restore", {"file": content}, session=begun)
+def test_a_file_that_is_no_session_is_told_so(unchanged, content) -> None:
+    client, key = unchanged
+    answer = post(client, "/restore", {"file": content}, session=key)
     assert answer.status_code == 422
-    assert post(client, "/undo", session=begun).json()["corrections"] == 0
+    assert post(client, "/undo", session=key).json()["corrections"] == 0
 
 
 def test_sessions_are_bounded(client, begun) -> None:

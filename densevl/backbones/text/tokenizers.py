@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,14 @@ def _is_of_clip(folder: Path) -> bool:
     return isinstance(words, dict) and all(words.get(word) == index for word, index in own.items())
 
 
+@lru_cache(maxsize=4)
+def _shared(length: Any) -> Callable[[list[str]], torch.Tensor]:
+    """The tokenizer of open_clip, made once: reading its words takes longer than loading a small model."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer(context_length=length)
+
+
 def tokenizer_of(text: Mapping[str, Any], form: Form, folder: Path | None) -> Callable[[list[str]], torch.Tensor]:
     """The tokenizer of a text side; one in the model's folder is preferred to the hub's.
 
@@ -97,7 +106,7 @@ def tokenizer_of(text: Mapping[str, Any], form: Form, folder: Path | None) -> Ca
     length, settings = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
     named = text.get("hf_tokenizer_name")
     if form.text == GIVEN or (not named and not form.text):
-        return SimpleTokenizer(context_length=length, **settings)
+        return SimpleTokenizer(context_length=length, **settings) if settings else _shared(length)
     settings = {**settings, "context_length": length, "tokenizer_mode": text.get("tokenizer_mode")}
     settings["trust_remote_code"] = False
     if folder is None or not has_tokenizer(folder):

@@ -47,11 +47,11 @@ def taken(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 def check_decode(
     device: torch.device,
-    image=(40, 52),
+    image=(24, 44),
     crop=32,
     stride=16,
     patch=8,
-    out=(37, 45),
+    out=(21, 37),
     queries=40,
     batch=2,
     scale: float | None = 100.0,
@@ -165,9 +165,9 @@ def _between(x: torch.Tensor, near: float, relative: bool) -> float:
 
 def check_mix(
     device: torch.device,
-    grid=(7, 9),
-    covered=(5, 8),
-    heads=3,
+    grid=(5, 9),
+    covered=(3, 8),
+    heads=2,
     width=16,
     batch=2,
     values=24,

@@ -86,7 +86,7 @@ AFFINITY: list[Change] = [
     ),
 ]
 MIX: list[Change] = [
-    ("key mask", "load_rows(other, key, k_row, there, 0, D0)", "load_rows(other, key, k_row, there | True, 0, D0)", {"covered": (7, 9)}),
+    ("key mask", "load_rows(other, key, k_row, there, 0, D0)", "load_rows(other, key, k_row, there | True, 0, D0)", {"covered": (5, 9)}),
     ("value mask", "load_rows(value, column, unit_row, there, 0, D0)", "load_rows(value, column, unit_row, there | True, 0, D0)", {}),
     ("store mask", "mask=real[:, None] & there[None, :])\n\n", "mask=real[:, None] & (there | True)[None, :])\n\n", {}),
     ("limit", "tl.where(cosines > least[:, None], tl.exp2(logits), 0.0)", "tl.exp2(logits)", {}),
