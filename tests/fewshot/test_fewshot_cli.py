@@ -116,7 +116,7 @@ def test_what_does_not_go_together_is_one_line(words, match) -> None:
         ("scenes", [], "that is for level 'region', not 'image'"),
         ("bare", [], "all folders in .*bare' are empty"),
         ("texts", [], "no images in .*texts/fish"),
-        ("absent", ["--level", "pixel"], "absent' is no folder"),
+        ("absent", ["--level", "pixel"], "absent' is not a folder"),
         ("classes", ["--calibrate", "0.1", "--held-out", SCENE], "wood.png' is a file; give a folder"),
     ],
 )

@@ -181,7 +181,7 @@ def test_a_missing_package_ends_the_search_and_is_said_once(folder, tmp_path, mo
     def lacks(*given, **options) -> None:
         raise MissingExtraError("segment-anything", "sam", "mini-sam")
 
-    monkeypatch.setattr("densevl.pipelines.regions.classifier.load_proposer", lacks)
+    monkeypatch.setattr("densevl.pipelines.regions.embedding.load_proposer", lacks)
     code, out, err = run("search", folder, "--for", "penguin", "--model", "mini", "--out", tmp_path)
     assert (code, out, err.count("densevl[sam]"), err.count("error:")) == (2, "", 1, 1)
 

@@ -1,10 +1,9 @@
-"""`RegionClassifier`: from a photo, its masks or boxes, and words to a name for each region."""
+"""`RegionClassifier`: a photo, its masks or boxes, and some words to a name for each region."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from densevl import __version__, digest, fitted
 from densevl.backbones import Backbone, InferenceProtocol
 from densevl.backbones.reach import listed as quoted
 from densevl.errors import LabelError, OptionError, suggest
@@ -31,35 +29,33 @@ from densevl.pipelines.regions.discovery import (
     together,
     union,
 )
-from densevl.pipelines.regions.prompting import prompted
+from densevl.pipelines.regions.embedding import RegionEmbedder
 from densevl.pipelines.regions.scores import RegionScorer, default_operators
 from densevl.pipelines.segmentation.presence import without_absent
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels, Segmenter
 from densevl.pipelines.settings import DISCOVERY, NAME_FIRST, POOL_FIRST, check, checked
-from densevl.proposals import ProposalError, Proposals, Proposer, given, load_proposer
+from densevl.proposals import Proposer
 from densevl.proposals.decoded import Decoded
-from densevl.proposals.load import form_of
 from densevl.recipes import Recipe
 from densevl.regions import ensemble
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.regions.fusion import ScoreSource, fuse
 from densevl.regions.naming import decide, log_probs, prototypes
 from densevl.regions.operators.dense import has_features
-from densevl.regions.operators.names import OPERATORS, parse
+from densevl.regions.operators.names import parse
 from densevl.regions.overlap import nms
 from densevl.regions.result import RegionResult
 from densevl.results import UNLABELLED
 from densevl.vocabulary import NOTHING, Background, LabelSet, TextOptions
 from densevl.vocabulary.nouns import nouns
 from densevl.vocabulary.text_classifier import TextEmbeddings
-from densevl.weights import require_finite
 
 PROPOSER = "mini-sam"
 FORMS = ("regions", "boxes", "rle", "points")
 """Forms in which regions can be given."""
 
 
-class RegionClassifier:
+class RegionClassifier(RegionEmbedder):
     """Name regions with one model. Call it with a photo, words, and masks or boxes, or let it propose masks.
 
     Examples:
@@ -256,25 +252,6 @@ class RegionClassifier:
 
         return one_by_one(images, read_image, call, on_error=on_error)
 
-    def embed(
-        self,
-        image: Any,
-        *,
-        regions: Any = None,
-        boxes: Any = None,
-        rle: Any = None,
-        points: Any = None,
-    ) -> RegionEmbeddings:
-        """Embed the regions of one photo, for any number of calls of `name`. Arguments as for a call."""
-        rgb = read_image(image)
-        started = time.perf_counter()
-        given = self.regions(rgb, regions=regions, boxes=boxes, rle=rle, points=points)
-        vectors, tokens = self.scorer.vectors(rgb, given)
-        for operator, rows in vectors.items():
-            require_finite(rows, f"vectors of regions, by '{operator}', of model '{self.backbone.name}'")
-        seconds = round(time.perf_counter() - started, 3)
-        return RegionEmbeddings(rgb, given, vectors, tokens, source=source(image), seconds=seconds)
-
     def name(self, found: RegionEmbeddings, labels: Labels, *, background: BackgroundSpec = "auto") -> RegionResult:
         """Name embedded regions. The photo is only used again if `second_look` needs it.
 
@@ -468,108 +445,3 @@ class RegionClassifier:
             embeddings=found.vectors,
             meta=self._meta(found, policy),
         )
-
-    def regions(self, rgb: np.ndarray, **forms: Any) -> Proposals:
-        """Return the regions of a uint8 RGB photo: those given in one of a call's forms, else proposed ones.
-
-        Raises:
-            ProposalError: If several forms are given, none and there is no proposer, or regions do not fit the photo.
-        """
-        forms = {name: value for name, value in forms.items() if value is not None}
-        if not forms:
-            found = _read(rgb, self._proposer()(rgb))
-            return found.select(found.areas > 0)
-        if len(forms) > 1:
-            raise ProposalError(f"give one of regions=, boxes=, rle= and points=, not {' and '.join(forms)}")
-        if "points" in forms:
-            return prompted(rgb, points=forms["points"], proposer=self._proposer())
-        return given(rgb, **forms)
-
-    def _proposer(self) -> Any:
-        """Return the proposer, loading it when first needed."""
-        if self._proposals is None:
-            raise ProposalError(
-                "no regions: give regions=, boxes= or rle= in the call, or name a proposer for the classifier"
-            )
-        if isinstance(self._proposals, str):
-            encoder = self.backbone if self._proposals == "clusters" else None
-            self._proposals = load_proposer(self._proposals, encoder=encoder, device=str(self.backbone.device))
-        return self._proposals
-
-    def policy(self, background: BackgroundSpec = "auto") -> Background:
-        """Return the background policy of a call: the classifier's own for "auto".
-
-        Raises:
-            LabelError: If it is unusable.
-        """
-        policy = self._segment.policy(background)
-        if policy.foreground:
-            raise OptionError("background 'foreground' is for pixels, and regions are named here; take another")
-        return policy
-
-    def embed_text(self, labels: LabelSet, policy: Background) -> TextEmbeddings:
-        """Embed labels and background words as unit vectors, for any photo; see `Segmenter.embed_text`.
-
-        Raises:
-            OptionError: If text options read the features of each photo.
-        """
-        self._segment.words.require_alone()
-        return self._segment.embed_text(labels, policy)
-
-    def facts(self) -> dict[str, Any]:
-        """Return everything that affects a result besides the photo, its regions and the labels, ready for JSON."""
-        scorer = self.scorer
-        second = {"operator": scorer.second_look, "share": scorer.second_share, "top": scorer.second_top}
-        return {
-            **self._segment.facts(),
-            **self.embedding_facts(),
-            "options": {
-                name: {key: digest.of_file(Path(value)) if key == "weights" else value for key, value in own.items()}
-                for name, own in scorer.options.items()
-            },
-            "proposals": fitted.identity(self._named),
-            "second_look": second if scorer.second_look is not None else None,
-            "margin": self.margin,
-            "clip_share": list(self.clip_share),
-        }
-
-    def embedding_facts(self) -> dict[str, Any]:
-        """Return the part of `facts` about how regions are embedded, for the metadata of results."""
-        dense = any(OPERATORS[name].dense for name in self.operators)
-        return {
-            "model": self.backbone.name,
-            "reading": dict(self.backbone.reading),
-            "operators": dict(self.operators),
-            "options": self.scorer.options,
-            "order": self.order,
-            "recipe": repr(self.recipe) if dense and self.recipe is not None else None,
-            "protocol": asdict(self.protocol),
-        }
-
-    def warnings(
-        self, labels: Labels, background: BackgroundSpec = "auto", rgb: np.ndarray | None = None
-    ) -> tuple[str, ...]:
-        """Return what the user should know about these words and a uint8 RGB photo, one sentence each."""
-        return self._segment.words.warnings(LabelSet.parse(labels), self.policy(background), rgb)
-
-    def _meta(self, found: RegionEmbeddings, policy: Background) -> dict[str, Any]:
-        return {
-            "densevl": __version__,
-            "image": found.source,
-            **self.embedding_facts(),
-            "templates": list(self._segment.templates),
-            "background": str(policy),
-            "second_look": self.scorer.second_look,
-            "regions": len(found),
-            "seconds": found.seconds,
-        }
-
-
-def _read(rgb: np.ndarray, proposed: Any) -> Proposals:
-    """Convert a proposer's output: `Proposals`, masks, or an integer map."""
-    size = (rgb.shape[0], rgb.shape[1])
-    if isinstance(proposed, Proposals):
-        return given(rgb, regions=proposed.select(proposed.areas > 0))
-    if form_of(proposed, size) == "masks":
-        return Proposals.from_masks(proposed, size)
-    return given(rgb, regions=proposed)
