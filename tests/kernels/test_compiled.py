@@ -228,7 +228,7 @@ def _compiler(folder, body: str) -> str:
         ("echo broken header >&2; exit 1", "failed.*broken header"),
         ("exit 0", "failed"),  # and made nothing
         ('echo "" > "$(echo "$@" | sed "s/.*-o //; s/ .*//")"', "failed.*invalid ELF|failed.*file too short"),
-        ('src=$(mktemp -d)/s.c; sed "s/0.70710678f/0.5f/" "$(echo "$@" | tr " " "\\n" | grep c$)" > $src; '
+        ('src=$(mktemp -d)/s.c; sed "s/1.702f/1.9f/" "$(echo "$@" | tr " " "\\n" | grep c$)" > $src; '
          'exec cc -O1 -fPIC -shared -o "$(echo "$@" | sed "s/.*-o //; s/ .*//")" $src -lm', "computes otherwise"),
     ],
     ids=["none", "last line", "killed", "hangs", "no text", "fails", "makes nothing", "no library", "is wrong"],

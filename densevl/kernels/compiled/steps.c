@@ -39,32 +39,38 @@ static inline float peak(const float *x, long n) {
     return found < TINY ? TINY : found;
 }
 
-/* To single precision within -80 and 88; what comes of it in the functions below is no denormal number, which are slow. */
-static inline float falling(float x) { /* of what is below 88 */
-    x = x < -80 ? -80 : x;
-    float whole = rintf(x * 1.44269504f), r = x - whole * 0.693359375f;
-    r += whole * 2.12194440e-4f;
-    float p = 1.3888889e-3f;
-    p = p * r + 8.3333333e-3f;
-    p = p * r + 4.1666667e-2f;
-    p = p * r + 1.6666667e-1f;
-    p = p * r + .5f;
-    p = p * r + 1;
-    p = p * r + 1;
+/* 2^x to 8e-8 of it, of what is within -120 and 127. */
+static inline float power_of_two(float x) {
+    float whole = rintf(x), r = x - whole;
+    float p = 1.3276469e-3f;
+    p = p * r + 9.6755419e-3f;
+    p = p * r + 5.5507135e-2f;
+    p = p * r + 2.4022120e-1f;
+    p = p * r + 6.9314694e-1f;
+    p = p * r + 1.0000001f;
     return p * as_float((int32_t)((uint32_t)((int32_t)whole + 127) << 23));
 }
 
+/* e^x within -80 and 88; what comes of it in the functions below is no denormal number, which are slow. */
+static inline float falling(float x) { return power_of_two((x < -80 ? -80 : x) * 1.44269504f); } /* of what is below 88 */
 static inline float exponential(float x) { return falling(x > 88 ? 88 : x); }
 
-/* erf by 7.1.26 of Abramowitz and Stegun, to 1.5e-7. */
+/* x Phi(x). Phi(-|x|) is a power of two whose exponent is nearly a parabola: a polynomial of least error from 0 to 9, where
+   it counts for as much as x Phi(x) changes by it, at most 1e-8. No division, which takes as long as all the rest. */
 static inline float gelu(float x) {
-    float z = fabsf(x) * 0.70710678f, t = 1 / (1 + 0.3275911f * z);
-    float p = 1.061405429f;
-    p = p * t - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
-    float tail = p * t * exponential(-z * z) * .5f; /* 1 - Phi(|x|) */
+    float z = fabsf(x);
+    z = z > 9 ? 9 : z;
+    float e = 1.4834246e-7f;
+    e = e * z - 3.8859201e-6f;
+    e = e * z + 3.9017147e-5f;
+    e = e * z - 1.6412649e-4f;
+    e = e * z - 2.1465794e-4f;
+    e = e * z + 7.1843479e-3f;
+    e = e * z - 5.2589376e-2f;
+    e = e * z - 4.5917471e-1f;
+    e = e * z - 1.1511096f;
+    e = e * z - 9.9999990e-1f;
+    float tail = power_of_two(e);
     return x * (x < 0 ? tail : 1 - tail);
 }
 static inline float tanh_gelu(float x) { return x / (1 + exponential(-1.5957691f * (x + 0.044715f * x * x * x))); }
