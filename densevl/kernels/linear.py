@@ -31,13 +31,19 @@ TRIED = (256, 768, 768)  # M, N, K
 
 
 def linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, then: str | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    then: str | None = None,
+    *,
+    times: float = 1.0,
 ) -> torch.Tensor:
-    """`F.linear` and an activation: (..., K) to (..., N).
+    """`F.linear` of `times` x, and an activation: (..., K) to (..., N).
 
     Args:
         weight: (N, K), or (K,) to (...). bias: (N,), or what `F.linear` adds.
         then: None, "gelu", "gelu_tanh" or "silu".
+        times: a factor on x W^T, which costs nothing where MKL multiplies.
 
     Raises:
         KernelError: shapes that do not fit.
@@ -46,10 +52,16 @@ def linear(
     need(x.dim() > 0 and x.shape[-1] == weight.shape[-1], "x", x, "(..., {})", weight.shape[-1])
     if bias is not None and bias.dim() > 0 and weight.dim() > 1:
         need(bias.shape[-1] in (1, weight.shape[0]), "bias", bias, "({},)", weight.shape[0])
+    if then is not None and runs_mkl(x, weight, bias):  # bias and activation in one pass
+        y = x.new_empty(*x.shape[:-1], len(weight))
+        torch.addmm(y.view(-1, len(weight)), _rows(x), weight.t(), beta=0, alpha=times, out=y.view(-1, len(weight)))
+        return steps().activate(y, bias, then)
+    if times != 1:
+        if then is None:
+            return linear(x, weight, None if bias is None else bias / times) * times
+        x = x * times
     if runs_onednn(x, weight, bias):
         return onednn_linear(x, weight, bias, then)
-    if then is not None and _is_worth_leaving(x, weight, bias):
-        return steps().activate(F.linear(x, weight).contiguous(), bias, then)  # bias and activation in one pass
     y = F.linear(x, weight, bias)
     if then is None:
         return y
@@ -58,9 +70,42 @@ def linear(
     return F.silu(y, inplace=True) if then == "silu" else torch.ops.aten.gelu_(y, approximate=ACTIVATIONS[then][1])
 
 
-def through(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What a layer makes of x, (..., D): by `linear` if it is plain, else as it is."""
-    return linear(x, layer.weight, layer.bias) if not captured() and is_plain(layer) else layer(x)  # type: ignore[arg-type]
+def add_linear(
+    add: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    times: float = 1.0,
+    in_place: bool = False,
+) -> torch.Tensor:
+    """`add` (..., N) and `linear` of `times` x without an activation on top of it; MKL adds while it multiplies.
+
+    Args:
+        in_place: the sum is written to `add`, which is contiguous then.
+    """
+    if runs_mkl(x, weight, bias) and may_leave_torch(add) and (*x.shape[:-1], len(weight)) == add.shape:
+        out = add if in_place else torch.empty_like(add, memory_format=torch.contiguous_format)
+        if bias is not None:
+            torch.add(add, bias, out=out)
+        elif not in_place:
+            out.copy_(add)
+        out.view(-1, len(weight)).addmm_(_rows(x), weight.t(), alpha=times)
+        return out
+    y = linear(x, weight, bias, times=times)
+    return add.add_(y) if in_place else add + y
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def through(layer: nn.Module, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
+    """What a layer makes of x, (..., D), and `add` of that shape: by `linear` if it is plain, else as it is."""
+    if captured() or not is_plain(layer):
+        return layer(x) if add is None else layer(x) + add
+    weight, bias = layer.weight, layer.bias
+    return linear(x, weight, bias) if add is None else add_linear(add, x, weight, bias)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -114,6 +159,11 @@ def is_watched(module: nn.Module) -> bool:
 def runs_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether `linear` leaves a product to oneDNN."""
     return _is_worth_leaving(x, weight, bias) and torch._C._get_mkldnn_enabled() and onednn_is_faster()
+
+
+def runs_mkl(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether a product is torch's own, and what else is computed with it need not be."""
+    return _is_worth_leaving(x, weight, bias) and not runs_onednn(x, weight, bias)
 
 
 def _is_worth_leaving(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:

@@ -49,11 +49,11 @@ class Block(Protocol):
         They are the inputs of the block's own attention: q and k after their norms and rotary positions, if any.
         """
 
-    def projected(self, heads_BANd: torch.Tensor) -> torch.Tensor:
-        """Join heads and apply the output projection, before the layer scale: (B, N, D)."""
+    def projected(self, heads_BANd: torch.Tensor, add_BND: torch.Tensor | None = None) -> torch.Tensor:
+        """Join heads and apply the output projection, before the layer scale: (B, N, D); `add` is added."""
 
-    def merge(self, heads_BANd: torch.Tensor) -> torch.Tensor:
-        """Join heads, apply output projection and layer scale: the attention branch (B, N, D)."""
+    def merge(self, heads_BANd: torch.Tensor, add_BND: torch.Tensor | None = None) -> torch.Tensor:
+        """Join heads, apply output projection and layer scale: the attention branch (B, N, D); `add` is added."""
 
     def unrotated(self) -> Block:
         """The block for tokens without a place, such as copies of CLS: without rotary positions."""
@@ -61,14 +61,14 @@ class Block(Protocol):
     def norm_ffn(self, x_BND: torch.Tensor) -> torch.Tensor:
         """Layer norm before the MLP."""
 
-    def ffn(self, x_BND: torch.Tensor) -> torch.Tensor:
-        """The MLP branch with its layer norm and layer scale, without the skip connection."""
+    def ffn(self, x_BND: torch.Tensor, onto_BND: torch.Tensor | None = None) -> torch.Tensor:
+        """The MLP branch with its layer norm and layer scale; it is added to `onto`, contiguous, in its place."""
 
 
 def as_trained(block: Block, x_BND: torch.Tensor) -> torch.Tensor:
     """Run a block as trained, through its view: (B, N, D); on a CPU faster than torch's MultiheadAttention."""
     qkv = block.project(block.norm(x_BND), "qkv")
-    x_BND = block.merge(attend(qkv["q"], qkv["k"], qkv["v"])).add_(x_BND)
+    x_BND = block.merge(attend(qkv["q"], qkv["k"], qkv["v"]), x_BND)
     return with_ffn(block, x_BND)
 
 
@@ -78,7 +78,7 @@ def with_ffn(block: Block, x_BND: torch.Tensor) -> torch.Tensor:
         return x_BND + block.ffn(x_BND)
     x_BND = x_BND.contiguous()
     for part in pieces(x_BND):
-        part.add_(block.ffn(part))
+        block.ffn(part, part)
     return x_BND
 
 
@@ -107,15 +107,19 @@ class OpenClipBlock:
         result = {name: part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for name, part in joint.items()}
         return _with_norms(result, getattr(self._attn, "ln_q", None), getattr(self._attn, "ln_k", None))
 
-    def projected(self, heads_BANd: torch.Tensor) -> torch.Tensor:
+    def projected(self, heads_BANd: torch.Tensor, add_BND: torch.Tensor | None = None) -> torch.Tensor:
         head_scale = getattr(self._attn, "head_scale", None)
         if head_scale is not None:
             heads_BANd = heads_BANd * head_scale
         y_BND = heads_BANd.transpose(1, 2).flatten(2)
-        return through(self._attn.out_proj, getattr(self._attn, "ln_inner", nn.Identity())(y_BND))
+        return through(self._attn.out_proj, getattr(self._attn, "ln_inner", nn.Identity())(y_BND), add_BND)
 
-    def merge(self, heads_BANd: torch.Tensor) -> torch.Tensor:
-        return self._block.ls_1(getattr(self._block, "ln_attn", nn.Identity())(self.projected(heads_BANd)))
+    def merge(self, heads_BANd: torch.Tensor, add_BND: torch.Tensor | None = None) -> torch.Tensor:
+        after = (getattr(self._block, "ln_attn", None), self._block.ls_1)
+        if add_BND is not None and all(part is None or isinstance(part, nn.Identity) for part in after):
+            return self.projected(heads_BANd, add_BND)
+        y_BND = self._block.ls_1(getattr(self._block, "ln_attn", nn.Identity())(self.projected(heads_BANd)))
+        return y_BND if add_BND is None else y_BND.add_(add_BND)
 
     def unrotated(self) -> Block:
         return self
@@ -123,8 +127,11 @@ class OpenClipBlock:
     def norm_ffn(self, x_BND: torch.Tensor) -> torch.Tensor:
         return self._block.ln_2(x_BND)
 
-    def ffn(self, x_BND: torch.Tensor) -> torch.Tensor:
-        return self._block.ls_2(through_mlp(self._block.mlp, self._block.ln_2(x_BND)))
+    def ffn(self, x_BND: torch.Tensor, onto_BND: torch.Tensor | None = None) -> torch.Tensor:
+        if isinstance(self._block.ls_2, nn.Identity):
+            return through_mlp(self._block.mlp, self._block.ln_2(x_BND), onto_BND)
+        y_BND = self._block.ls_2(through_mlp(self._block.mlp, self._block.ln_2(x_BND)))
+        return y_BND if onto_BND is None else onto_BND.add_(y_BND)
 
 
 class TimmBlock:
@@ -170,12 +177,15 @@ class TimmBlock:
                 result[name] = part.repeat_interleave(self.heads // part.shape[1], dim=1)
         return result
 
-    def projected(self, heads_BANd: torch.Tensor) -> torch.Tensor:
+    def projected(self, heads_BANd: torch.Tensor, add_BND: torch.Tensor | None = None) -> torch.Tensor:
         y_BND = heads_BANd.transpose(1, 2).flatten(2)
-        return through(self._attn.proj, getattr(self._attn, "norm", nn.Identity())(y_BND))
+        return through(self._attn.proj, getattr(self._attn, "norm", nn.Identity())(y_BND), add_BND)
 
-    def merge(self, heads_BANd: torch.Tensor) -> torch.Tensor:
-        return self._scaled(self.projected(heads_BANd), "1")
+    def merge(self, heads_BANd: torch.Tensor, add_BND: torch.Tensor | None = None) -> torch.Tensor:
+        if add_BND is not None and not self._is_scaled("1"):
+            return self.projected(heads_BANd, add_BND)
+        y_BND = self._scaled(self.projected(heads_BANd), "1")
+        return y_BND if add_BND is None else y_BND.add_(add_BND)
 
     def unrotated(self) -> Block:
         return TimmBlock(self._block)
@@ -183,8 +193,11 @@ class TimmBlock:
     def norm_ffn(self, x_BND: torch.Tensor) -> torch.Tensor:
         return self._block.norm2(x_BND)
 
-    def ffn(self, x_BND: torch.Tensor) -> torch.Tensor:
-        return self._scaled(through_mlp(self._block.mlp, self._block.norm2(x_BND)), "2")
+    def ffn(self, x_BND: torch.Tensor, onto_BND: torch.Tensor | None = None) -> torch.Tensor:
+        if not self._is_scaled("2"):
+            return through_mlp(self._block.mlp, self._block.norm2(x_BND), onto_BND)
+        y_BND = self._scaled(through_mlp(self._block.mlp, self._block.norm2(x_BND)), "2")
+        return y_BND if onto_BND is None else onto_BND.add_(y_BND)
 
     def _rotate(self, heads_BANd: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
         from timm.layers import apply_rot_embed_cat
@@ -193,6 +206,10 @@ class TimmBlock:
         count = heads_BANd.shape[2] - rope.shape[-2]  # tokens before the patches have no position to rotate by
         leading, patches = heads_BANd[:, :, :count], heads_BANd[:, :, count:]
         return torch.cat([leading, apply_rot_embed_cat(patches, rope, **half).to(leading.dtype)], dim=2)
+
+    def _is_scaled(self, branch: str) -> bool:
+        own = getattr(self._block, f"gamma_{branch}", None), getattr(self._block, f"ls{branch}", None)
+        return any(part is not None and not isinstance(part, nn.Identity) for part in own)
 
     def _scaled(self, y_BND: torch.Tensor, branch: str) -> torch.Tensor:
         gamma = getattr(self._block, f"gamma_{branch}", None)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from densevl.kernels.common import QUICK, captured
 from densevl.kernels.dispatch import wants_gradients
-from densevl.kernels.linear import diverted, is_plain, is_watched, linear
+from densevl.kernels.linear import add_linear, diverted, is_plain, is_watched, linear
 
 KINDS = ("gelu", "gelu_tanh", "silu", "quick")
 HIDDEN = {"cpu": 2**21, "cuda": 2**26}
@@ -20,20 +20,24 @@ to the system and faulted in again at every layer; with far fewer, weights are r
 Mlp = tuple[nn.Linear, str, nn.Linear]
 
 
-def through_mlp(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The output of an MLP for x, (..., D)."""
+def through_mlp(module: nn.Module, x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+    """The output of an MLP for x, (..., D), added in place to `onto`, contiguous and of that shape, if given."""
     parts = None if captured() else mlp_of(module)
-    if parts is None or not (is_plain(parts[0]) and is_plain(parts[2])):
+    if parts is not None and is_plain(parts[0]) and is_plain(parts[2]):
+        first, kind, second = parts
+        if not wants_gradients((x, first.weight, second.weight)) and first.weight.dtype == torch.float32:
+            # QuickGELU(x) is SiLU(1.702 x) / 1.702.
+            then, times = ("silu", QUICK) if kind == "quick" else (kind, 1.0)
+            bias = first.bias if first.bias is None or times == 1 else first.bias * times
+            hidden = linear(x, first.weight, bias, then, times=times)
+            if onto is None:
+                return linear(hidden, second.weight, second.bias, times=1 / times)
+            return add_linear(onto, hidden, second.weight, second.bias, times=1 / times, in_place=True)
+        y = module(x)
+    else:
         with diverted():  # gated MLPs, such as EVA02's SwiGLU, and those with an inner norm
-            return module(x)
-    first, kind, second = parts
-    if wants_gradients((x, first.weight, second.weight)) or first.weight.dtype != torch.float32:
-        return module(x)
-    if kind != "quick":
-        return linear(linear(x, first.weight, first.bias, kind), second.weight, second.bias)
-    biases = [None if layer.bias is None else layer.bias * QUICK for layer in (first, second)]
-    hidden = linear(x * QUICK, first.weight, biases[0], "silu")
-    return linear(hidden, second.weight, biases[1]).mul_(1 / QUICK)
+            y = module(x)
+    return y if onto is None else onto.add_(y)
 
 
 def mlp_of(module: nn.Module) -> Mlp | None:

@@ -81,6 +81,28 @@ def test_linear_is_the_formula_in_float64(library, case, then) -> None:
     assert torch.equal(x, given)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("lies", ["plain", "strided", "no tokens", "broadcast"])
+def test_a_sum_with_a_product_is_the_formula_in_float64(library, lies, bias) -> None:
+    layer, x, add = (
+        nn.Linear(24, 96, bias=bias).requires_grad_(False).eval(),
+        torch.randn(2, 17, 24),
+        torch.randn(2, 17, 96),
+    )
+    if lies == "strided":
+        x, add = torch.randn(2, 24, 17).mT, torch.randn(17, 2, 96).transpose(0, 1)
+    elif lies == "no tokens":
+        x, add = x[:, :0], add[:, :0]
+    elif lies == "broadcast":
+        add = add[:1, :1]
+    given, want = (
+        add.clone(),
+        add.double() + F.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None),
+    )
+    torch.testing.assert_close(through(layer, x, add).double(), want, rtol=1e-5, atol=1e-5)
+    assert torch.equal(add, given)
+
+
 @pytest.mark.parametrize("name", MLPS)
 def test_an_mlp_is_that_of_its_module(library, name) -> None:
     make, kind = MLPS[name]
@@ -91,6 +113,9 @@ def test_an_mlp_is_that_of_its_module(library, name) -> None:
     given, want = x.clone(), copy.deepcopy(module).double()(x.double())
     with torch.no_grad():
         torch.testing.assert_close(through_mlp(module, x).double(), want, rtol=1e-5, atol=1e-5)
+        onto = x.clone()
+        assert through_mlp(module, x, onto) is onto
+        torch.testing.assert_close(onto.double(), x.double() + want, rtol=1e-5, atol=1e-5)
     assert torch.equal(x, given)
     assert all(torch.equal(value, kept[key]) for key, value in module.state_dict().items())
 
@@ -173,7 +198,7 @@ def test_an_mlp_runs_some_tokens_at_a_time(library, monkeypatch, tokens, contigu
         want = x + block.ffn(x)
         rows: list[int] = []
         whole = block.ffn
-        monkeypatch.setattr(block, "ffn", lambda part: rows.append(part.numel() // width) or whole(part))
+        monkeypatch.setattr(block, "ffn", lambda part, *onto: rows.append(part.numel() // width) or whole(part, *onto))
         monkeypatch.setattr(layers, "HIDDEN", {"cpu": 4 * width * 10, "cuda": 1})
         torch.testing.assert_close(with_ffn(block, x.clone(memory_format=torch.preserve_format)), want)
     assert sum(rows) == 2 * tokens

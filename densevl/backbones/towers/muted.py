@@ -69,11 +69,11 @@ class _MutedBlock:
     def unrotated(self) -> _MutedBlock:
         return _MutedBlock(self._block.unrotated(), self._means, self._patches, self._prefix)
 
-    def projected(self, heads_BANd: torch.Tensor) -> torch.Tensor:
-        return self._block.projected(self._with_means(heads_BANd))
+    def projected(self, heads_BANd: torch.Tensor, add_BND: torch.Tensor | None = None) -> torch.Tensor:
+        return self._block.projected(self._with_means(heads_BANd), add_BND)
 
-    def merge(self, heads_BANd: torch.Tensor) -> torch.Tensor:
-        return self._block.merge(self._with_means(heads_BANd))
+    def merge(self, heads_BANd: torch.Tensor, add_BND: torch.Tensor | None = None) -> torch.Tensor:
+        return self._block.merge(self._with_means(heads_BANd), add_BND)
 
     def _with_means(self, heads_BANd: torch.Tensor) -> torch.Tensor:
         """With as many tokens as the tower has, the first are leading ones; otherwise all are patches."""
