@@ -101,7 +101,12 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def through(layer: nn.Module, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
-    """What a layer makes of x, (..., D), and `add` of that shape: by `linear` if it is plain, else as it is."""
+    """What a layer makes of x, (..., D), and `add` of that shape: by `linear` if it is plain, else as it is.
+
+    A layer that says that it `adds` takes what is added itself.
+    """
+    if add is not None and getattr(layer, "adds", False):
+        return layer(x, add=add)
     if captured() or not is_plain(layer):
         return layer(x) if add is None else layer(x) + add
     weight, bias = layer.weight, layer.bias

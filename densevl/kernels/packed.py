@@ -2,7 +2,8 @@
 
 A product of plain weights puts them in that order at every call, a few per cent of its time. Both of torch's libraries
 can be given them so: oneDNN by an operator of torch's, MKL by its own functions, which torch's library carries along.
-Which of them is faster is measured once a process. Both multiply each token for itself, whatever is beside it.
+A product in C (`compiled/steps.c`) takes bias, activation and sum from registers. Which of them is faster is measured
+once a process. All multiply each token for itself, whatever is beside it.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, Self
 
 import torch
 
 from densevl.kernels.common import need
 from densevl.kernels.compiled.compiling import steps
+from densevl.kernels.compiled.steps import Compiled
 from densevl.kernels.dispatch import KernelError
 from densevl.kernels.linear import onednn_linear
 from densevl.kernels.timing import is_faster
 
 MARGIN = 0.97
-"""Share of oneDNN's time that MKL must stay under to be taken."""
+"""Share of the time of the best before it, of oneDNN, MKL and C, that one must stay under to be taken."""
 TRIED = (591, 768, 3072)  # M, K, N: the first layer of a ViT-B/16's MLP over three windows
 ROW_MAJOR, PLAIN, TRANSPOSED, IS_PACKED, OF_B = 101, 111, 112, 151, 162  # as MKL's header names them
 ALIGNED = 64
@@ -33,8 +35,18 @@ class Packed(Protocol):
     outputs: int
     inputs: int
 
-    def linear(self, x_MK: torch.Tensor, bias_N: torch.Tensor, then: str | None) -> torch.Tensor:
-        """(M, N): the product, the bias, and an activation of `kernels.linear` or None; x is contiguous float32."""
+    def linear(
+        self,
+        x_MK: torch.Tensor,
+        bias_N: torch.Tensor,
+        then: str | None,
+        add_MN: torch.Tensor | None = None,
+        out_MN: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(M, N): the product, the bias, an activation of `kernels.linear` or None, and what is added on top.
+
+        All are contiguous float32; the result is written to `out`, which may be `add`.
+        """
 
 
 def pack(weight: torch.Tensor) -> Packed:
@@ -56,21 +68,35 @@ def library() -> str | None:
     return None if kind is None else kind.name
 
 
-class _OneDnn:
+class _Kept:
+    """What nothing changes, and holds addresses of this process."""
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise KernelError("packed weights cannot be sent to another process: load the model there")
+
+
+class _OneDnn(_Kept):
     name = "oneDNN"
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.outputs, self.inputs = weight.shape
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
-    def __deepcopy__(self, memo: object) -> _OneDnn:
-        return self  # nothing changes it
+    def linear(
+        self,
+        x_MK: torch.Tensor,
+        bias_N: torch.Tensor,
+        then: str | None,
+        add_MN: torch.Tensor | None = None,
+        out_MN: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return _summed(onednn_linear(x_MK, self._weight, bias_N, then), add_MN, out_MN)
 
-    def linear(self, x_MK: torch.Tensor, bias_N: torch.Tensor, then: str | None) -> torch.Tensor:
-        return onednn_linear(x_MK, self._weight, bias_N, then)
 
-
-class _Mkl:
+class _Mkl(_Kept):
     name = "MKL"
 
     def __init__(self, weight: torch.Tensor) -> None:
@@ -84,13 +110,14 @@ class _Mkl:
             *(self.inputs, ctypes.c_void_p(self._at)),
         )
 
-    def __deepcopy__(self, memo: object) -> _Mkl:
-        return self  # nothing changes it, and it holds its own address
-
-    def __reduce__(self) -> NoReturn:
-        raise KernelError("packed weights cannot be sent to another process: load the model there")
-
-    def linear(self, x_MK: torch.Tensor, bias_N: torch.Tensor, then: str | None) -> torch.Tensor:
+    def linear(
+        self,
+        x_MK: torch.Tensor,
+        bias_N: torch.Tensor,
+        then: str | None,
+        add_MN: torch.Tensor | None = None,
+        out_MN: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         y_MN = x_MK.new_empty(len(x_MK), self.outputs)
         if then is None:
             y_MN.copy_(bias_N)
@@ -99,7 +126,34 @@ class _Mkl:
             *(ctypes.c_void_p(x_MK.data_ptr()), self.inputs, ctypes.c_void_p(self._at), self.inputs),
             *(ctypes.c_float(then is None), ctypes.c_void_p(y_MN.data_ptr()), self.outputs),
         )
-        return y_MN if then is None else steps().activate(y_MN, bias_N, then)
+        return _summed(y_MN if then is None else steps().activate(y_MN, bias_N, then), add_MN, out_MN)
+
+
+class _C(_Kept):
+    name = "C"
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        made = steps()
+        if not isinstance(made, Compiled):
+            raise RuntimeError("no compiler")
+        self.outputs, self.inputs = weight.shape
+        self._steps, self._weight = made, made.lay_out(weight)
+
+    def linear(
+        self,
+        x_MK: torch.Tensor,
+        bias_N: torch.Tensor,
+        then: str | None,
+        add_MN: torch.Tensor | None = None,
+        out_MN: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return self._steps.product(x_MK, self._weight, bias_N, then, add_MN, out_MN)
+
+
+def _summed(y: torch.Tensor, add: torch.Tensor | None, out: torch.Tensor | None) -> torch.Tensor:
+    if add is not None:
+        return torch.add(y, add, out=y if out is None else out)
+    return y if out is None else out.copy_(y)
 
 
 @cache
@@ -116,8 +170,8 @@ def _mkl() -> Any:
 
 
 @cache
-def _library() -> type[_OneDnn | _Mkl] | None:
-    """The faster one of those that multiply rightly here."""
+def _library() -> type[_OneDnn | _Mkl | _C] | None:
+    """The fastest of those that multiply rightly here."""
     count, inputs, outputs = TRIED
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(rows, inputs, generator=generator) for rows in (count, outputs))
@@ -125,13 +179,15 @@ def _library() -> type[_OneDnn | _Mkl] | None:
     calls = {}
     with torch.inference_mode():
         want = torch.nn.functional.linear(x, weight, bias)
-        for kind in (_OneDnn, _Mkl):
+        for kind in (_OneDnn, _Mkl, _C):
             try:
                 packed = kind(weight)
                 if torch.allclose(packed.linear(x, bias, None), want, rtol=1e-4, atol=1e-3):
                     calls[kind] = lambda packed=packed: packed.linear(x, bias, "gelu")
             except (OSError, AttributeError, RuntimeError, TypeError):  # a torch without it, or another one
                 continue
-        if len(calls) == 2:
-            return _Mkl if is_faster(calls[_Mkl], calls[_OneDnn], MARGIN) else _OneDnn
-    return next(iter(calls), None)
+        best = next(iter(calls), None)
+        for kind in calls:
+            if kind is not best and is_faster(calls[kind], calls[best], MARGIN):
+                best = kind
+    return best

@@ -22,6 +22,8 @@ Mlp = tuple[nn.Linear, str, nn.Linear]
 
 def through_mlp(module: nn.Module, x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
     """The output of an MLP for x, (..., D), added in place to `onto`, contiguous and of that shape, if given."""
+    if onto is not None and getattr(module, "adds", False):
+        return module(x, add=onto, out=onto)
     parts = None if captured() else mlp_of(module)
     if parts is not None and is_plain(parts[0]) and is_plain(parts[2]):
         first, kind, second = parts

@@ -7,13 +7,20 @@ import pickle
 
 import pytest
 import torch
+from open_clip.transformer import QuickGELU
+from torch import nn
 from torch.nn import functional as F
 
+from conftest import close
+from densevl.backbones.lowered.packed import PackedLinear, packed_mlp
 from densevl.kernels import packed
+from densevl.kernels.compiled.steps import Torch
 from densevl.kernels.dispatch import KernelError
+from densevl.kernels.linear import through
+from densevl.recipes.layers import through_mlp
 
 KINDS = []
-for kind in (packed._OneDnn, packed._Mkl):
+for kind in (packed._OneDnn, packed._Mkl, packed._C):
     try:
         kind(torch.ones(2, 2))
     except (OSError, AttributeError, RuntimeError):
@@ -37,7 +44,38 @@ def test_a_packed_layer_is_the_formula_in_float64(kind, sizes, then) -> None:
     layer, given = kind(weight), x.clone()
     weight.zero_()  # it is a copy
     torch.testing.assert_close(layer.linear(x, bias, then).double(), want, rtol=1e-5, atol=5e-5)
+    add = torch.randn(count, outputs)
+    out = add.clone()
+    torch.testing.assert_close(layer.linear(x, bias, then, add).double(), want + add, rtol=1e-5, atol=5e-5)
+    assert torch.equal(add, out)
+    assert layer.linear(x, bias, then, out, out).data_ptr() == out.data_ptr()
+    torch.testing.assert_close(out.double(), want + add, rtol=1e-5, atol=5e-5)
     assert torch.equal(x, given)
+
+
+@pytest.mark.skipif(packed._C not in KINDS, reason="no compiler")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_token_alone_is_bit_for_bit_that_among_others(threads) -> None:
+    layer, x, bias = packed._C(torch.randn(150, 70)), torch.randn(40, 70), torch.randn(150)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = layer.linear(x, bias, "gelu")
+        assert all(torch.equal(layer.linear(x[i : i + 1], bias, "gelu")[0], together[i]) for i in range(40))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("then", ["quick", "silu"])
+def test_a_packed_block_is_the_block(then) -> None:
+    activation = nn.SiLU() if then == "silu" else QuickGELU()
+    mlp = nn.Sequential(nn.Linear(24, 96), activation, nn.Linear(96, 24)).requires_grad_(False).eval()
+    x, made = torch.randn(2, 5, 24), packed_mlp(mlp)
+    onto = x.clone()
+    assert through_mlp(made, x, onto).data_ptr() == onto.data_ptr()
+    close(onto, x + mlp(x))
+    layer = PackedLinear(mlp[0].weight, mlp[0].bias)
+    close(through(layer, x, torch.ones(2, 5, 96)), 1 + mlp[0](x))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,7 +92,10 @@ def test_a_copy_multiplies_as_the_original_and_none_leaves_the_process_broken(ki
 def test_the_library_taken_is_one_that_is_right(monkeypatch) -> None:
     asked = packed._library.__wrapped__
     monkeypatch.setattr(packed, "is_faster", lambda *_: True)
-    assert asked() is (packed._Mkl if packed._Mkl in KINDS else (KINDS or [None])[0])
+    assert asked() is (KINDS or [None])[-1]
+    monkeypatch.setattr(packed, "is_faster", lambda *_: False)
+    assert asked() is (KINDS or [None])[0]
+    monkeypatch.setattr(packed, "steps", Torch)
 
     def wrong(self: object, x: torch.Tensor, bias: torch.Tensor, then: str | None) -> torch.Tensor:
         return x.new_zeros(len(x), len(bias))

@@ -67,27 +67,10 @@ def _run(block: Block, x_BND: torch.Tensor, out_BND: torch.Tensor) -> None:
     else:
         norms, scale = (module.norm1, module.norm2), lambda y_BND: block._scaled(y_BND, "2")  # type: ignore[attr-defined]
     qkv = block.project(lowered_norm(norms[0], x_BND), "qkv")  # type: ignore[arg-type]
-    mixed_BANd, output = attend(qkv["q"], qkv["k"], qkv["v"]), _bare_output(block)
-    if output is None:
-        x_BND = block.merge(mixed_BANd).add_(x_BND)
-    else:
-        x_BND = output(mixed_BANd.transpose(1, 2).flatten(2), x_BND)
+    x_BND = block.merge(attend(qkv["q"], qkv["k"], qkv["v"]), x_BND)
     if not isinstance(module.mlp, Int8Mlp):
         out_BND.copy_(with_ffn(block, x_BND))
     elif isinstance(scale, nn.Identity):
         module.mlp(lowered_norm(norms[1], x_BND), x_BND, out_BND)
     else:
         torch.add(scale(module.mlp(lowered_norm(norms[1], x_BND))), x_BND, out=out_BND)
-
-
-def _bare_output(block: Block) -> Int8Linear | None:
-    """The output projection, if nothing else is between the heads and the sum: no norm, no scale of heads or layer."""
-    if not isinstance(block, OpenClipBlock):
-        return None
-    module, attn = block.module, block.module.attn
-    between = (getattr(module, "ln_attn", None), getattr(attn, "ln_inner", None), module.ls_1)
-    if getattr(attn, "head_scale", None) is not None or not all(
-        part is None or isinstance(part, nn.Identity) for part in between
-    ):
-        return None
-    return attn.out_proj if isinstance(attn.out_proj, Int8Linear) else None

@@ -18,6 +18,8 @@ class Int8Linear(nn.Module):
 
     bias: torch.Tensor
     _scale: torch.Tensor
+    adds: ClassVar[bool] = True
+    """It adds while it computes: see `kernels.linear.through`."""
 
     def __init__(
         self, weight: torch.Tensor, bias: torch.Tensor | None, bits: int | None = None, *, activated: bool = False

@@ -5,6 +5,8 @@ Shape letters: K inputs, N outputs of a layer.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -17,6 +19,7 @@ class PackedLinear(nn.Module):
     """A linear layer whose weights are stored in a library's own order; see `kernels.packed`."""
 
     bias: torch.Tensor
+    adds: ClassVar[bool] = True
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         """Copy weights (N, K) and bias."""
@@ -25,10 +28,18 @@ class PackedLinear(nn.Module):
         self._packed = pack(weight)
         self.register_buffer("bias", weight.new_zeros(len(weight)) if bias is None else bias.detach().float().clone())
 
-    def forward(self, x: torch.Tensor, then: str | None = None) -> torch.Tensor:
-        """(..., K) to (..., N) float32; `then`: an activation of `kernels.linear`."""
+    def forward(
+        self,
+        x: torch.Tensor,
+        then: str | None = None,
+        add: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(..., K) to (..., N) float32; `then`: an activation of `kernels.linear`; `add`, of that shape, is added, and
+        `out`, contiguous, is where it is written."""
         x_MK = x.reshape(-1, x.shape[-1]).float().contiguous()
-        return self._packed.linear(x_MK, self.bias, then).unflatten(0, x.shape[:-1])
+        rest = [None if part is None else part.reshape(-1, part.shape[-1]).contiguous() for part in (add, out)]
+        return self._packed.linear(x_MK, self.bias, then, *rest).unflatten(0, x.shape[:-1])
 
     def lower(self, x: torch.Tensor) -> torch.Tensor:
         """The input of `multiply`."""
@@ -42,6 +53,8 @@ class PackedLinear(nn.Module):
 class PackedMlp(nn.Module):
     """Two such layers; the activation between them runs in the same pass as the first one's bias."""
 
+    adds: ClassVar[bool] = True
+
     def __init__(self, first: nn.Linear, kind: str, second: nn.Linear) -> None:
         """Copy both layers. `kind`: the activation, one of `recipes.layers.KINDS`."""
         super().__init__()
@@ -52,9 +65,11 @@ class PackedMlp(nn.Module):
         self.first = PackedLinear(first.weight.float() * times, bias)
         self.second = PackedLinear(second.weight.float() / times, second.bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., D) to (..., D) float32."""
-        return self.second(self.first(x, self._then))
+    def forward(
+        self, x: torch.Tensor, add: torch.Tensor | None = None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(..., D) to (..., D) float32; `add` and `out` as of a layer."""
+        return self.second(self.first(x, self._then), None, add, out)
 
 
 def packed_mlp(module: nn.Module) -> PackedMlp | None:

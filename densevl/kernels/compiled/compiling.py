@@ -73,7 +73,7 @@ def _found(*, anew: bool = False) -> tuple[Steps, str]:
             missing = f"without a C compiler {shown(command[0])}: install gcc or clang"
             return Torch(), f"steps between products in torch, {missing}"
         made = Compiled(_load([compiler, *command[1:]], anew))
-        if not _agrees(made):
+        if not (_agrees(made) and _multiplies(made)):
             return Torch(), f"steps between products in torch, as what {compiler} compiles computes otherwise"
     except (OSError, ValueError, AttributeError, RuntimeError, DensevlError) as error:
         why = " ".join(str(error).split())[:200]
@@ -183,3 +183,12 @@ def _agrees(made: Steps) -> bool:
             bool((a.float() - b.float()).abs().max() <= 1 and torch.allclose(s, t, rtol=1e-5))
             for (a, s), (b, t) in ((call(made), call(Torch())) for call in calls)
         )
+
+
+@torch.no_grad()
+def _multiplies(made: Compiled) -> bool:
+    """Whether its product is that of torch."""
+    x, weight = torch.linspace(-3, 3, 700).sin().reshape(7, 100), torch.linspace(-9, 9, 13000).cos().reshape(130, 100)
+    bias, add = torch.linspace(-1, 1, 130), torch.linspace(1, 2, 7 * 130).reshape(7, 130)
+    wanted = Torch().activate(nn.functional.linear(x, weight, bias), None, "gelu") + add
+    return torch.allclose(made.product(x, made.lay_out(weight), bias, "gelu", add), wanted, rtol=1e-5, atol=1e-4)

@@ -15,12 +15,20 @@ typedef struct {
     float scale; /* of q k^T */
 } Heads;
 
+/* x (rows, depth) times weights, bias (columns), and what is added, (rows, columns). */
+typedef struct {
+    const float *x, *w, *bias, *add; /* w: for every PANEL columns (depth, PANEL), bias: as many, both with zeros behind */
+    float *out;
+    long rows, columns, depth;
+} Product;
+
 typedef struct {
     float *x; /* written to by `activate` alone */
     const float *step, *weight, *bias, *add;
     float *out, *steps;
     uint8_t *bytes;
     const Heads *heads;
+    const Product *product;
     long rows, width;
     float top, epsilon; /* the largest whole number; of the layer norm */
     int kind;           /* of the activation, in the order of KINDS */
@@ -174,18 +182,24 @@ enum { LANES = 8, VECTORS = 2 };
 #else
 enum { LANES = 4, VECTORS = 2 };
 #endif
-enum { ROWS = 6, QUERIES = 48 };
+enum { ROWS = 6, QUERIES = 48, AHEAD = 2 };
 typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
-/* c = a b for ROWS rows of a and `vectors` vectors of b's columns; what is summed stays in registers. */
+/* c = a b for ROWS rows of a and `vectors` vectors of b's columns; what is summed stays in registers. Caches are told of
+   the next rows of b, and of what comes after this at `ahead`, AHEAD numbers for each row of b. */
 static inline __attribute__((always_inline)) void block(
-    const float *const *a, const float *b, float *c, long depth, long b_row, long c_row, const int vectors) {
+    const float *const *a, const float *b, float *c, long depth, long b_row, long c_row, const int vectors,
+    const float *ahead) {
     Vector sum[ROWS][VECTORS] = {0};
-    for (long k = 0; k < depth; k++, b += b_row)
+    for (long k = 0; k < depth; k++, b += b_row) {
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors * LANES; v += 16) __builtin_prefetch(b + 8 * b_row + v);
+        __builtin_prefetch(ahead + AHEAD * k, 0, 2);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
             for (int v = 0; v < vectors; v++) sum[r][v] += a[r][k] * ((const Vector *)b)[v];
+    }
     for (int r = 0; r < ROWS; r++)
         for (int v = 0; v < vectors; v++) ((Vector *)(c + r * c_row))[v] = sum[r][v];
 }
@@ -198,11 +212,11 @@ static void multiply(const float *a, long a_row, const float *b, float *c, long 
             for (long r = 0; r < ROWS; r++) rows[r] = a + (m + r < count ? m + r : count - 1) * a_row;
             float *to = c + m * width + n;
             switch (width - n < VECTORS * LANES ? (width - n) / LANES : VECTORS) {
-            case 1: block(rows, b + n, to, depth, width, width, 1); break;
-            case 2: block(rows, b + n, to, depth, width, width, 2); break;
+            case 1: block(rows, b + n, to, depth, width, width, 1, b); break;
+            case 2: block(rows, b + n, to, depth, width, width, 2, b); break;
 #if defined(__AVX512F__)
-            case 3: block(rows, b + n, to, depth, width, width, 3); break;
-            case 4: block(rows, b + n, to, depth, width, width, 4); break;
+            case 3: block(rows, b + n, to, depth, width, width, 3, b); break;
+            case 4: block(rows, b + n, to, depth, width, width, 4, b); break;
 #endif
             }
         }
@@ -256,6 +270,48 @@ static void attend_rows(const Job *j, long from, long to) {
     free(room);
 }
 
+/* Products: all rows by some columns at a time, few enough for their weights to stay in the second cache. A row is
+   computed in the same order whatever is beside it. */
+enum { PANEL = VECTORS * LANES, HELD = 150000 };
+long panel(void) { return PANEL; }
+
+static inline float none(float x) { return x; }
+#define FINISH(NAME, ACTIVATION)                                                                                       \
+    static void NAME(float *restrict tile, const float *restrict bias) {                                               \
+        for (long m = 0; m < ROWS; m++)                                                                                \
+            for (long i = 0; i < PANEL; i++) tile[m * PANEL + i] = ACTIVATION(tile[m * PANEL + i] + bias[i]);          \
+    }
+FINISH(finish_gelu, gelu)
+FINISH(finish_tanh_gelu, tanh_gelu)
+FINISH(finish_silu, silu)
+FINISH(finish_none, none)
+
+static void product_rows(const Job *j, long from, long to) {
+    static void (*const finishes[])(float *, const float *) = {finish_gelu, finish_tanh_gelu, finish_silu, finish_none};
+    const Product *p = j->product;
+    long depth = p->depth, panels = HELD / depth / PANEL, group = PANEL * (panels < 1 ? 1 : panels);
+    float tile[ROWS * PANEL];
+    for (long first = 0; first < p->columns; first += group)
+        for (long m = from * ROWS; m < to * ROWS && m < p->rows; m += ROWS) {
+            long last = first + group < p->columns ? first + group : p->columns;
+            long count = p->rows - m < ROWS ? p->rows - m : ROWS;
+            const float *x = p->x + m * depth, *rows[ROWS], *ahead = x + ROWS * depth;
+            for (long r = 0; r < ROWS; r++) rows[r] = x + (r < count ? r : count - 1) * depth;
+            for (long n = first; n < last; n += PANEL, ahead += AHEAD * depth) {
+                long width = last - n < PANEL ? last - n : PANEL;
+                block(rows, p->w + n * depth, tile, depth, PANEL, PANEL, VECTORS, ahead);
+                finishes[j->kind](tile, p->bias + n);
+                for (long r = 0; r < count; r++) {
+                    float *out = p->out + (m + r) * p->columns + n;
+                    const float *add = p->add + (m + r) * p->columns + n;
+                    if (!p->add) memcpy(out, tile + r * PANEL, width * sizeof(float));
+                    else
+                        for (long i = 0; i < width; i++) out[i] = tile[r * PANEL + i] + add[i];
+                }
+            }
+        }
+}
+
 /* Rows are shared out among threads. */
 typedef void (*Rows)(const Job *, long, long);
 typedef struct { const Job *job; Rows rows; } Share;
@@ -292,4 +348,6 @@ void activate(const Job *job, int threads) {
     run(job, kinds[job->kind], threads);
 }
 void attend(const Job *job, int threads) { run(job, attend_rows, threads); }
+void product(const Job *job, int threads) { run(job, product_rows, threads); }
+long rows_of_product(void) { return ROWS; }
 void scale(const Job *job, int threads) { run(job, scale_rows, threads); }

@@ -122,6 +122,15 @@ class Torch:
         return F.scaled_dot_product_attention(q_BANd, k_BAMd, v_BAMd, scale=scale)
 
 
+class _Product(ctypes.Structure):
+    """`Product` of steps.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "w", "bias", "add", "out")),
+        *((name, ctypes.c_long) for name in ("rows", "columns", "depth")),
+    )
+
+
 class _Heads(ctypes.Structure):
     """`Heads` of steps.c."""
 
@@ -138,7 +147,8 @@ class _Job(ctypes.Structure):
     """`Job` of steps.c."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "step", "weight", "bias", "add", "out", "steps", "bytes", "heads")),
+        *((name, ctypes.c_void_p) for name in ("x", "step", "weight", "bias", "add", "out", "steps", "bytes")),
+        *((name, ctypes.c_void_p) for name in ("heads", "product")),
         *((name, ctypes.c_long) for name in ("rows", "width")),
         *((name, ctypes.c_float) for name in ("top", "epsilon")),
         ("kind", ctypes.c_int),
@@ -202,6 +212,33 @@ class Compiled:
             setattr(job, f"{name}_strides", part.stride()[:3])
         self._run("attend", _Job(heads=ctypes.addressof(job), rows=batch * heads * runs))
         return out_BNAd.transpose(1, 2)
+
+    def lay_out(self, weight_NK: torch.Tensor) -> torch.Tensor:
+        """Weights as `product` takes them, a copy: (panels, K, outputs of one), with zeros for what lies beyond N."""
+        width = self._library.panel()
+        missing = -len(weight_NK) % width
+        return F.pad(weight_NK, (0, 0, 0, missing)).unflatten(0, (-1, width)).mT.contiguous()
+
+    def product(
+        self,
+        x_MK: torch.Tensor,
+        laid_PKn: torch.Tensor,
+        bias_N: torch.Tensor,
+        kind: str | None = None,
+        add_MN: torch.Tensor | None = None,
+        out_MN: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """An activation, of `IN_FLOAT32` or None, of x w^T + bias, and `add` on top, written to `out`: (M, N)."""
+        (count, depth), columns = x_MK.shape, len(bias_N)
+        out_MN = x_MK.new_empty(count, columns) if out_MN is None else out_MN
+        bias = F.pad(bias_N, (0, laid_PKn.shape[0] * laid_PKn.shape[2] - columns))
+        product = _Product(rows=count, columns=columns, depth=depth)
+        for name, part in zip(("x", "w", "bias", "add", "out"), (x_MK, laid_PKn, bias, add_MN, out_MN), strict=True):
+            setattr(product, name, None if part is None else part.data_ptr())
+        of = len(IN_FLOAT32) if kind is None else IN_FLOAT32.index(kind)
+        blocks = -(-count // self._library.rows_of_product())
+        self._run("product", _Job(product=ctypes.addressof(product), rows=blocks, kind=of))
+        return out_MN
 
     def _to_bytes(self, name: str, x_MN: torch.Tensor, **given: object) -> tuple[torch.Tensor, torch.Tensor]:
         bytes_MN, step_M1 = torch.empty_like(x_MN, dtype=torch.uint8), x_MN.new_empty(len(x_MN), 1)
