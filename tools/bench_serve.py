@@ -126,6 +126,12 @@ def resident(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def private(pid: int) -> float:
+    """Megabytes of memory that a process alone has: without pages of files, which the system takes back as it likes."""
+    resident_pages, shared = map(int, Path(f"/proc/{pid}/statm").read_text().split()[1:3])
+    return (resident_pages - shared) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 def computed(pid: int) -> float:
     """Seconds that all threads of a process ran."""
     ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]

@@ -31,7 +31,7 @@ import numpy as np
 from densevl.evaluation.report.charts import lines
 from densevl.files import atomic_write
 from tools.arguments import Parser, number
-from tools.bench_serve import SIZES, WORDS, photo, process, resident
+from tools.bench_serve import SIZES, WORDS, photo, private, process
 from tools.pages import replaced
 
 WARM = 0.2  # of all, until what is kept is kept
@@ -44,7 +44,7 @@ Row = tuple[int, float, int, int, int]
 def held(done: int, pid: int, temporary: str) -> Row:
     """A row."""
     files, threads = (len(os.listdir(f"/proc/{pid}/{kind}")) for kind in ("fd", "task"))
-    return done, round(resident(pid), 1), files, threads, sum(len(names) for _, _, names in os.walk(temporary))
+    return done, round(private(pid), 1), files, threads, sum(len(names) for _, _, names in os.walk(temporary))
 
 
 # The server ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import sys
 
@@ -10,8 +11,9 @@ from typer.testing import CliRunner
 
 from densevl.cli import app
 from densevl.errors import MissingExtraError, OptionError
-from densevl.serving import run
+from densevl.serving import models, run, stopping
 from densevl.serving.settings import Limits, Settings
+from tests.serving.server import Slow
 
 
 @pytest.fixture
@@ -66,3 +68,21 @@ def test_answers_are_not_held_back_for_the_next_packet() -> None:
         accepted, _ = listening.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_the_garbage_collector_ignores_models_while_it_serves(monkeypatch) -> None:
+    """Otherwise what requests leave in reference cycles grows with the models, and a collection holds all threads."""
+    seen: list[int] = []
+
+    def served(server, sockets) -> None:
+        seen.extend((gc.get_freeze_count(), len(gc.get_objects())))
+        server.service.close()
+
+    monkeypatch.setattr(stopping.Server, "run", served)
+    monkeypatch.setattr(models, "Models", lambda settings, device: Slow(0))
+    monkeypatch.setattr(run.signal, "signal", lambda number, handler: None)
+    before = gc.get_freeze_count()
+    run.serve(Settings(), Limits(), port=0)
+    frozen, looked_at = seen
+    assert frozen > 10_000 > looked_at
+    assert gc.get_freeze_count() == before
