@@ -3,10 +3,11 @@
     python -m tools.kills --kills 20 --seed 0 --page docs/folders.md
 
 Each command does small generated pictures with the model `mini`, once undisturbed and once in another folder, where it
-is killed by SIGKILL, with all its processes, at random moments, and started again until it ends. After each kill all
-files that have their final names are read back, and those with a name that the undisturbed run has too are compared
-with it. At the end both folders are compared byte for byte, but for the times that reports of evaluations tell, and
-for the overlays of videos: x264 gives other bytes for the same pixels, so their decoded frames are compared.
+is killed by SIGKILL, with all its processes, at random moments, and started again until it ends; and so in one folder
+after another, until so many kills met a run at work. After each kill all files that have their final names are read
+back, and those with a name that the undisturbed run has too are compared with it. At the end both folders are compared
+byte for byte, but for the times that reports of evaluations tell, and for the overlays of videos: x264 gives other
+bytes for the same pixels, so their decoded frames are compared.
 
 Columns: `kills` that met a run at work; `read` files that were read back after kills; `cut`, of them, those that could
 not be; `again` the most work that was done twice after one kill, where files tell (results of images, or counts of
@@ -28,6 +29,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,8 @@ from tools.pages import replaced
 
 GROWING = ("errors.jsonl", "densevl.json", "bank.json", "-index.npz", "state/")
 """Files that say something else at each moment."""
+FOLDERS = 10
+"""In which a command is begun, until it was killed often enough."""
 TIMES = ("report.html", "results.json")
 """Reports that tell the seconds of their run; `_content_of` takes those out."""
 
@@ -139,9 +143,11 @@ def started(words: Sequence[str], folder: Path) -> int:
     """Start the command in a process of its own, where everything is imported already, and return its number."""
     child = os.fork()
     if child:
+        with suppress(OSError):  # it has done so itself, or has ended
+            os.setpgid(child, child)
         return child
     try:
-        os.setsid()
+        os.setpgid(0, 0)  # a group that can be killed as one
         os.chdir(folder)
         silence = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
@@ -241,47 +247,71 @@ def killed(name: str, kills: int, rng: random.Random) -> dict[str, Any]:
         since = time.monotonic()
         code = ended(started(long.words.replace("OUT", "whole").split(), work))
         took = time.monotonic() - since
-        whole, total = comparable(work / "whole"), len(_final(work / "whole"))
-        out, words = work / "killed", long.words.replace("OUT", "killed").split()
         row: dict[str, Any] = {"command": name, "kills": 0, "read": 0, "cut": [], "again": 0, "exit": [code]}
-        before: dict[str, tuple[int, int]] = {}
-        alone = total <= 3  # files that come at the end: only the clock tells moments apart
-        for limit in sorted(rng.randrange(total) for _ in range(kills)):
-            child = started(words, work)
-            if alone or rng.random() < 0.2:
-                time.sleep(took * rng.random())
-            else:
-                while len(_final(out)) <= limit and os.waitpid(child, os.WNOHANG) == (0, 0):
-                    time.sleep(0.001)
-                time.sleep(rng.random() * 0.03)
-            try:
-                os.killpg(child, signal.SIGKILL)
-                row["kills"] += ended(child) == -signal.SIGKILL
-            except (ProcessLookupError, ChildProcessError):
-                pass  # it had ended
-            for path in _final(out):
-                try:
-                    row["read"] += 1
-                    read_back(path)
-                    own = str(path.relative_to(out))
-                    data = _content_of(own, path.read_bytes())
-                    if own in whole and whole[own] != data and not own.endswith(GROWING):
-                        raise ValueError("it is another than that of the undisturbed run")
-                except Exception as error:  # noqa: BLE001  each reader raises its own
-                    row["cut"].append(f"{path.name}: {error}")
-            now = _seen(out)
-            written = _written_again(before, now, out)
-            row["again"] = max(row["again"], written if (counted := _again(out)) is None else counted)
-            before = now
-        row["exit"].append(ended(started(words, work)))
-        last = _seen(out)
-        written = _written_again(before, last, out)
-        if not (out / "state").is_dir():
-            row["again"] = max(row["again"], written)
-        end = comparable(out)
-        row["left"] = sorted(str(path.relative_to(out)) for path in out.rglob(PARTS))
-        row["differ"] = sorted(key for key in {*whole, *end} if whole.get(key) != end.get(key))
+        row |= {"left": [], "differ": []}
+        for _ in range(FOLDERS):  # a run may end before it is killed
+            if row["kills"] < kills:
+                _resumed(long, work, row, kills - row["kills"], took, rng)
+                shutil.rmtree(work / "killed")
         return row
+
+
+def _resumed(long: Long, work: Path, row: dict[str, Any], kills: int, took: float, rng: random.Random) -> None:
+    """Do a command in a folder of its own, killed up to so often, and compare; adds to the row."""
+    whole, out, words = comparable(work / "whole"), work / "killed", long.words.replace("OUT", "killed").split()
+    total, before = len(_final(work / "whole")), _seen(out)
+    alone = total <= 3  # files that come at the end: only the clock tells moments apart
+    for limit in sorted(rng.randrange(total) for _ in range(kills)):
+        child = started(words, work)
+        if alone or rng.random() < 0.2:
+            time.sleep(took * rng.random())
+        else:
+            while len(_final(out)) <= limit and os.waitpid(child, os.WNOHANG) == (0, 0):
+                time.sleep(0.001)
+            time.sleep(rng.random() * 0.03)
+        met = _struck(child)
+        row["kills"] += met
+        _examine(row, out, whole)
+        before = _count_again(row, before, out)
+        if not met:  # it had ended: nothing is left to do here
+            break
+    row["exit"].append(ended(started(words, work)))
+    if not (out / "state").is_dir():
+        _count_again(row, before, out)
+    end = comparable(out)
+    row["left"] += sorted(str(path.relative_to(out)) for path in out.rglob(PARTS))
+    row["differ"] += sorted(key for key in {*whole, *end} if whole.get(key) != end.get(key))
+
+
+def _struck(child: int) -> bool:
+    """Kill a command with all its processes; False if it had ended."""
+    try:
+        os.killpg(child, signal.SIGKILL)
+        return ended(child) == -signal.SIGKILL
+    except (ProcessLookupError, ChildProcessError):
+        return False
+
+
+def _examine(row: dict[str, Any], out: Path, whole: dict[str, bytes]) -> None:
+    """Read all files back after a kill, and compare them with those of the undisturbed run; adds to the row."""
+    for path in _final(out):
+        try:
+            row["read"] += 1
+            read_back(path)
+            own = str(path.relative_to(out))
+            data = _content_of(own, path.read_bytes())
+            if own in whole and whole[own] != data and not own.endswith(GROWING):
+                raise ValueError("it is another than that of the undisturbed run")
+        except Exception as error:  # noqa: BLE001  each reader raises its own
+            row["cut"].append(f"{path.name}: {error}")
+
+
+def _count_again(row: dict[str, Any], before: dict[str, tuple[int, int]], out: Path) -> dict[str, tuple[int, int]]:
+    """What there is now; adds to the row what was done again since it was `before`."""
+    now = _seen(out)
+    written = _written_again(before, now, out)
+    row["again"] = max(row["again"], written if (counted := _again(out)) is None else counted)
+    return now
 
 
 def _written_again(before: dict[str, tuple[int, int]], now: dict[str, tuple[int, int]], out: Path) -> int:
