@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Collection, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from densevl.devices import give_back
 from densevl.serving.counters import Counters
 from densevl.serving.settings import MEGABYTE, Limits
 
@@ -19,6 +21,7 @@ Send = Callable[[MutableMapping[str, Any]], Any]
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 PIECE = 2**16  # bytes of a body passed to the app at once
+IDLE = 30.0  # seconds without a request, after which freed memory is returned to the system
 PATIENCE = 3.0  # seconds a request may take to arrive while others find no room
 DISCARDED = 4  # times the limit that is read and discarded, so that a client still sending gets the answer
 POLICY = (
@@ -68,6 +71,7 @@ class Gate:
         self.running = 0
         self.stopping = False
         self.arriving: dict[asyncio.Timeout, float] = {}  # start times
+        self._rest: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -133,6 +137,15 @@ class Gate:
 
     def _release(self) -> None:
         self.running -= 1
+        if self._rest is not None:
+            self._rest.cancel()
+        self._rest = asyncio.get_running_loop().call_later(IDLE, self._tidy)
+
+    def _tidy(self) -> None:
+        """Return freed memory, which `keep_memory` keeps, to the system unless a request is being processed."""
+        if not self.running:
+            gc.collect()  # fast, as models are ignored: see `run.settled`
+            give_back()
 
     def _busy(self) -> Refused:
         seconds = max(self.counters.mean(route) for route in self.routes)

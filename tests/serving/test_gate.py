@@ -23,6 +23,8 @@ from densevl import Segmenter
 from densevl.results import SegmentationResult
 from densevl.serving import connections
 from densevl.serving import gate as gates
+from densevl.serving.counters import Counters
+from densevl.serving.settings import Limits
 from serving.server import Held, Slow, running
 from serving.test_api import decoded, png
 
@@ -171,6 +173,22 @@ def test_a_crowd_that_asks_nothing_keeps_nobody_out(monkeypatch) -> None:
         until(lambda: len(connections.Connection.waiting) <= 6)
         for each in crowd:
             each.close()
+
+
+def test_memory_goes_back_once_no_request_is_worked_on(monkeypatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(gates, "IDLE", 0.01)
+    monkeypatch.setattr(gates, "give_back", lambda: given.append(gate.running))
+    gate = gates.Gate(None, Limits(), Counters(), [], local=True, origin=None)
+
+    async def two_end() -> None:
+        gate.running = 2
+        for left in ([], [0]):
+            gate._release()
+            await asyncio.sleep(0.1)
+            assert given == left
+
+    asyncio.run(two_end())
 
 
 def test_a_client_that_goes_frees_its_place() -> None:
