@@ -1,8 +1,8 @@
 """Words and pictures in one vocabulary: their scores on one scale.
 
-What a photo shows is nearer to any picture than to the words for it (the modality gap, Liang et al., NeurIPS 2022): of
-raw cosines one unrelated picture beats the right word on half of a photo. So each kind is standardised over the photo,
-and what is compared is by how much a place is more like a thing than the photo is on the whole. Shape letters: T rows.
+A photo is nearer to any picture than to the words for its contents (the modality gap, Liang et al., NeurIPS 2022). With
+raw cosines, one unrelated picture beats the right word on half of a photo. So each kind is standardised over the photo:
+a place is compared by how much more it resembles a thing than the photo as a whole does. Shape letters: T rows.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from densevl.vocabulary.text_classifier import TextEmbeddings
 
 
 def levelled(scores: torch.Tensor, text: TextEmbeddings, over: torch.Tensor | None = None) -> torch.Tensor:
-    """Scores (..., T) in which those of pictures have the mean and the spread of those of words; these stay.
+    """Give the scores (..., T) of pictures the mean and spread of those of words, which stay as they are.
 
     Args:
-        text: a vocabulary; of one kind alone, nothing is changed.
-        over: scores (..., T) of places all over the photo, of which mean and spread are taken; None is `scores`.
+        text: a vocabulary; if all its rows are of one kind, nothing changes.
+        over: scores (..., T) of places all over the photo, for the mean and the spread; None takes `scores`.
     """
     if text.shown is None:
         return scores

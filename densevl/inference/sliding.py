@@ -1,4 +1,4 @@
-"""Running a backbone over windows: batched passes, scores on the patch grid.
+"""Run a backbone over windows: batched passes, scores on the patch grid.
 
 Shape letters: B batch, T text queries, H/W pixels, Y/X window tokens per axis.
 """
@@ -22,13 +22,13 @@ from densevl.recipes import Hints, Recipe
 from densevl.recipes.features import DenseFeatures
 from densevl.vocabulary.template_weights import weighted_scores
 
-# What a pass takes. On a CPU time is even from 600 to 2,400 tokens, within 3 %, and the memory is not.
+# The size of a pass. On a CPU, time is within 3 % from 600 to 2,400 tokens, but memory grows with them.
 CPU_TOKENS, CPU_WINDOWS, WINDOWS = 1200, 8, 64
 PROXY_SCOPES = ("image", "window")
 
 
 def windows_a_pass(backbone: Backbone, windows: WindowGrid) -> int:
-    """How many windows are run together on the model's device."""
+    """Return how many windows run together on the model's device."""
     if backbone.device.type != "cpu":
         return WINDOWS
     return min(max(CPU_TOKENS // (windows.rows.tokens * windows.cols.tokens), 1), CPU_WINDOWS)
@@ -44,8 +44,8 @@ def token_scores(
     """Score T texts at every token of a pass: (B, h, w, T) float32; see `Backbone.score`.
 
     Args:
-        prompts_MTD: unit rows of M templates, weighed at each token by what suits it, in place of `text_TD` (AutoCLIP,
-            see `vocabulary.template_weights`); None is not so.
+        prompts_MTD: unit rows of M templates, used instead of `text_TD`: each token weighs them by how well they suit
+            it (AutoCLIP, see `vocabulary.template_weights`); None uses `text_TD`.
     """
     if prompts_MTD is None:
         return backbone.score(dense, text_TD, foreground_T)
@@ -67,37 +67,38 @@ def window_scores(
     prompts_MTD: torch.Tensor | None = None,
     tell: Callable[[DenseFeatures], None] | None = None,
 ) -> tuple[torch.Tensor, WindowGrid]:
-    """Score T texts at every token of every window: (B, Y, X, T) float32, and the grid of windows they lie on.
+    """Score T texts at every token of every window: (B, Y, X, T) float32, and the grid of windows for these scores.
 
     Args:
-        backbone: the model; pixels: (B, 3, H, W) normalised; text_TD: (T, D) unit rows; windows: the grid on H x W.
-        recipe: as `Backbone.encode_dense` takes it; `backbone.resolve` makes a variant.
-        hints: what the recipe reads, for the whole image; the text is set here.
-        batch: windows per pass of the tower, None for the device's own; the result does not depend on it.
-        proxy_scope: "image" looks at the whole image once with the proxy, "window" at each window, as the papers do.
+        backbone: the model. pixels: (B, 3, H, W) normalised. text_TD: (T, D) unit rows. windows: the grid on H x W.
+        recipe: as for `Backbone.encode_dense`; `backbone.resolve` makes a variant.
+        hints: inputs of the recipe for the whole image; the text is set here.
+        batch: windows per pass of the tower; None is the device's default. The result does not depend on it.
+        proxy_scope: "image" runs the proxy once on the whole image, "window" on each window, as the papers do.
         foreground_T: (T,) bool, which rows are classes and not background words; None is all.
         prompts_MTD: see `token_scores`.
-        tell: is given the features of each pass, in the order of the windows; of the whole where the recipe stitches.
+        tell: called with the features of each pass, in the order of the windows; if the recipe stitches, once with
+            those of the whole image.
 
     Returns:
-        Scores, windows laid as a block matrix, and their grid: `windows` itself, or with the tokens of a proxy's finer
-        grid, or one window over the whole image where the recipe stitches.
+        Scores, with windows laid out as a block matrix, and their grid. It is `windows` itself, `windows` with the
+        tokens of a proxy's finer grid, or one window over the whole image if the recipe stitches.
 
     Raises:
-        ProtocolError: an unknown proxy_scope, or windows that the recipe cannot be run on.
-        RecipeError: the recipe does not fit, or lacks what it reads.
+        ProtocolError: If proxy_scope is unknown, or the recipe cannot run on these windows.
+        RecipeError: If the recipe does not fit, or lacks an input.
     """
     one_of(proxy_scope, PROXY_SCOPES, "proxy_scope", ProtocolError)
     if (windows.rows.length, windows.cols.length) != tuple(pixels.shape[-2:]):
         raise ProtocolError(
             f"windows are laid on {windows.rows.length}x{windows.cols.length} pixels, and the image has "
-            f"{pixels.shape[-2]}x{pixels.shape[-1]}; place them on that"
+            f"{pixels.shape[-2]}x{pixels.shape[-1]}; place them on the image's size"
         )
     batch = batch or windows_a_pass(backbone, windows)
     chosen = backbone.resolve(recipe)
     hints = replace(hints or Hints(), text=text_TD)
     stitches = chosen is not None and chosen.stitch is not None
-    # Heads that read the tower's own tokens have nothing to look at but a window.
+    # Heads that read the tower's own tokens can only look at a window.
     if chosen is not None and (proxy_scope == "image" or stitches) and not hasattr(hints.proxy, "from_tower"):
         hints = backbone.look(pixels, chosen, hints)
     if chosen is not None and stitches:
@@ -134,34 +135,34 @@ def slide(
     position_rule: str | None = None,
     compat: bool = False,
 ) -> torch.Tensor:
-    """The papers' sliding-window protocol: full score maps.
+    """Run the papers' sliding-window protocol and return full score maps.
 
-    Per window: scores on the patch grid, upsampled bilinearly to the window; summed where windows overlap and divided
-    by their count; resized bilinearly to `size`. This is the one call that builds the whole volume; `Segmenter`
-    decodes without it.
+    Each window is scored on the patch grid and upsampled bilinearly to its pixels. Scores are summed where windows
+    overlap, divided by their count, and resized bilinearly to `size`. Only this function builds the whole volume;
+    `Segmenter` decodes without it.
 
     Args:
         backbone: the model.
         pixels: (B, 3, H, W) normalised float, any H and W.
         text: (T, D) embeddings, normalised here, or T strings, encoded as they are.
         recipe: name or `Recipe`; None takes the backbone's default.
-        crop: window side in pixels, None for one window over the whole image; stride: step in pixels, None for
-            tiles (see `windows`).
-        size: (height, width) of the output, None for (H, W).
-        blend: where overlaps are averaged, "pixel" or "patch" (see `windows`); recipes that stitch take "patch".
-        batch: windows per pass, None for the device's own.
-        proxy_scope: "window" looks at each window with the proxy, as the papers do; "image" at the whole image once.
-        hints: what the recipe reads, for the whole image.
-        position_rule, compat: as `Backbone.encode_dense` takes them.
+        crop: window side in pixels; None is one window over the whole image. stride: step in pixels; None is tiles
+            (see `windows`).
+        size: (height, width) of the output; None is (H, W).
+        blend: where overlaps are averaged, "pixel" or "patch" (see `windows`); recipes that stitch use "patch".
+        batch: windows per pass; None is the device's default.
+        proxy_scope: "window" runs the proxy on each window, as the papers do; "image" once on the whole image.
+        hints: inputs of the recipe for the whole image.
+        position_rule, compat: as for `Backbone.encode_dense`.
 
     Returns:
         (B, T, H, W) float32: cosines for a CLIP backbone.
 
     Raises:
-        LabelError: no text, or text of another model.
-        ImageError: pixels of another shape.
-        ProtocolError: impossible windows.
-        RecipeError: unknown or unfitting recipe.
+        LabelError: If there is no text, or its embeddings are of another model.
+        ImageError: If the pixels have another shape.
+        ProtocolError: If the windows are impossible.
+        RecipeError: If the recipe is unknown or does not fit.
     """
     if isinstance(text, str):
         raise LabelError(f"text is one string, '{text[:40]}'; give a list of strings")

@@ -1,4 +1,4 @@
-"""Scores of all windows spread together: where the tokens of all windows lie, and what a proxy sees there."""
+"""Spread the scores of all windows together: where their tokens lie, and the proxy's features there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from densevl.recipes.part import Spread
 
 
 def spread_scores(scores: torch.Tensor, part: Spread, proxy: torch.Tensor, windows: WindowGrid) -> torch.Tensor:
-    """Spread window scores (n*B, h, w, T), in the order of `WindowGrid.batches`, each image's windows together.
+    """Spread window scores (n*B, h, w, T), in the order of `WindowGrid.batches`, over all windows of an image.
 
     Args:
         proxy: (B, P, h', w') features for the whole image.

@@ -1,6 +1,6 @@
-"""One pass for the whole image: windows run for themselves, their tokens meet on one patch grid, the rest once.
+"""One pass for the whole image: windows run separately, their tokens meet on one patch grid, the rest runs once.
 
-A recipe's `stitch` says where they meet; what is joined is the state between `Backbone.start` and `Backbone.finish`.
+A recipe's `stitch` says where they meet. The state between `Backbone.start` and `Backbone.finish` is joined.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 def encode_stitched(
     backbone: Backbone, pixels: torch.Tensor, windows: WindowGrid, recipe: Recipe, hints: Hints, batch: int
 ) -> tuple[DenseFeatures, WindowGrid]:
-    """Encode an image (B, 3, H, W) of any size by a recipe that stitches, and the one window that its features span.
+    """Encode an image (B, 3, H, W) of any size with a recipe that stitches; also return the one window it spans.
 
     Args:
-        windows: laid with blend "patch". hints: for the whole image, models looked. batch: windows per pass.
+        windows: laid with blend "patch". hints: for the whole image, with models run. batch: windows per pass.
 
     Raises:
-        ProtocolError: windows that do not lie on one patch grid.
-        RecipeError: as `Backbone.encode_dense`.
+        ProtocolError: If the windows do not lie on one patch grid.
+        RecipeError: As for `Backbone.encode_dense`.
     """
     if windows.blend != "patch":
         raise ProtocolError(f"recipe '{recipe.name}' stitches windows on one patch grid; set blend='patch'")
@@ -54,7 +54,7 @@ def encode_stitched(
 def _joined(
     backbone: Backbone, pixels: torch.Tensor, windows: WindowGrid, recipe: Recipe, hints: Hints, batch: int
 ) -> State:
-    """The states of all windows as one, on the grid of the image; the sums they are averaged in end here."""
+    """Join the states of all windows on the grid of the image. The running sums are freed on return."""
     canvases: list[Canvas] = []
     for part, own in batches(pixels, windows, hints, batch):
         state = _even(backbone.start(part, recipe, own), windows)
@@ -65,7 +65,7 @@ def _joined(
 
 
 def _even(state: State, windows: WindowGrid) -> State:
-    """The state on the nearest multiple of the windows' grid that divides patches evenly, so that they lie on one."""
+    """Resize a state to the multiple of the windows' grid that is nearest and divides patches evenly."""
     patch = windows.cols.crop // windows.cols.tokens
     ratios = [n for n in range(1, patch + 1) if patch % n == 0]
     ratio = min(ratios, key=lambda n: abs(n - state.grid[1] / windows.cols.tokens))

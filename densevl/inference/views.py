@@ -1,14 +1,14 @@
-"""Test-time ensembles without training: one image seen several ways, and several models, on one grid of scores.
+"""Test-time ensembles without training: several views of one image, or several models, on one grid of scores.
 
-Flips. The windows of a mirrored image are the mirrored windows of the image, so that its scores come back by turning
-the whole block matrix round: no resampling, and a window sees the very pixels it saw before.
+Flips. The windows of a mirrored image are the mirrored windows of the image. So reversing the whole block matrix
+restores its scores: nothing is resampled, and each window covers the same pixels as before.
 
 Scales and models. Their grids differ. The first grid is kept, and every other is read at its tokens: at the centre of a
-token, the value that the other grid's own decoding has there (windows averaged, bilinear in between). That is one small
-matrix an axis; no score is taken to full resolution, and decoding is done once, by the first grid's plan.
+token, the value is the one that the other grid's own decoding has there (windows averaged, bilinear in between). That
+takes one small matrix per axis. No score reaches full resolution, and the first grid's plan decodes once.
 
-What is averaged are scores: cosines of a CLIP. As scores are linear in unit features, that is also the cosine with the
-average of the views' unit features (ITACLIP). Shape letters: B batch, T texts, H/W pixels, Y/X window tokens.
+Scores are averaged: cosines for a CLIP. They are linear in unit features, so the average is also the cosine with the
+mean of the views' unit features (ITACLIP). Shape letters: B batch, T texts, H/W pixels, Y/X window tokens.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from densevl.inference.windows import AxisWindows, WindowGrid
 from densevl.recipes import Hints
 
 Look = Callable[[torch.Tensor, WindowGrid, Hints], tuple[torch.Tensor, WindowGrid]]
-"""Pixels (B, 3, H, W), their windows and hints to what `window_scores` returns."""
+"""From pixels (B, 3, H, W), their windows and hints to the results of `window_scores`."""
 Lay = Callable[[float], tuple[torch.Tensor, WindowGrid]]
-"""A scale to the image at that scale, (B, 3, H, W), and its windows."""
+"""From a scale to the image at that scale, (B, 3, H, W), and its windows."""
 
 DIMENSIONS = {"h": -1, "v": -2}
 SCALES = (0.25, 4.0)
-GREY = (0.2989, 0.587, 0.114)  # of red, green and blue in luminance (ITU-R BT.601)
+GREY = (0.2989, 0.587, 0.114)  # shares of red, green and blue in luminance (ITU-R BT.601)
 BLUR_REACH, BLUR_STD = 5, 5.0  # 11 x 11 pixels
 
 
 @dataclass(frozen=True)
 class Views:
-    """Which views of an image are scored and averaged.
+    """The views of an image that are scored and averaged.
 
     Attributes:
         flips: mirrored views, "h" left for right, "v" upside down.
-        scales: sizes of the image relative to the protocol's; the first gives the grid. All weigh the same.
+        scales: sizes of the image relative to the protocol's; the first gives the grid. All have the same weight.
         grey, blur: a greyscale view, and one under an 11 x 11 Gaussian of std 5, both of the normalised pixels.
-        flip_share: weight of all mirrored views together, 0..1; None lets every view count the same.
+        flip_share: weight of all mirrored views together, 0..1; None gives every view the same weight.
 
     Raises:
-        ProtocolError: a view that does not exist, a scale outside 0.25..4, or a share outside 0..1.
+        ProtocolError: If a view does not exist, a scale is outside 0.25..4, or a share outside 0..1.
     """
 
     flips: tuple[str, ...] = ("h",)
@@ -66,14 +66,14 @@ class Views:
                 f"scales are {self.scales}; give at least one, each within {SCALES[0]:g}..{SCALES[1]:g}"
             )
         if self.flip_share is not None and not 0 <= self.flip_share <= 1:
-            raise ProtocolError(f"flip_share is {self.flip_share}; it is within 0..1, or None for equal weights")
+            raise ProtocolError(f"flip_share is {self.flip_share}; it must be within 0..1, or None for equal weights")
 
     def __len__(self) -> int:
-        """How many times the model looks at the image."""
+        """Return how many times the model looks at the image."""
         return len(self.scales) * (1 + self.grey + self.blur + len(self.flips))
 
     def each(self) -> Iterator[tuple[float, float, str]]:
-        """Weight, scale and kind of every view: "" as it is, "grey", "blur", or a flip; weights sum to 1."""
+        """Yield weight, scale and kind of every view: "" (unchanged), "grey", "blur", or a flip; weights sum to 1."""
         upright = ["", *["grey"] * self.grey, *["blur"] * self.blur]
         mirrored = len(self.flips)
         share = mirrored / (len(upright) + mirrored) if self.flip_share is None else self.flip_share
@@ -84,10 +84,10 @@ class Views:
 
     @classmethod
     def parse(cls, spec: str | Views | None) -> Views | None:
-        """Views by name ("flip", "flip+scale", "itaclip"), as they are, or None for the image alone.
+        """Return the views of a name ("flip", "flip+scale", "itaclip"); pass `Views` and None (no ensemble) through.
 
         Raises:
-            ProtocolError: no such name.
+            ProtocolError: If there is no such name.
         """
         if spec is None or isinstance(spec, Views):
             return spec
@@ -100,7 +100,7 @@ NAMED = MappingProxyType(
     {
         "flip": Views(),
         "flip+scale": Views(scales=(1.0, 0.75, 1.25)),
-        # Aydın et al., CVPR Workshops 2025: image, grey and blurred view 0.75 together, both mirrored views 0.25
+        # Aydın et al., CVPR Workshops 2025: image, grey and blurred view share 0.75, the two mirrored views 0.25
         "itaclip": Views(("v", "h"), grey=True, blur=True, flip_share=0.25),
     }
 )
@@ -110,8 +110,8 @@ NAMED = MappingProxyType(
 def view_scores(look: Look, lay: Lay, views: Views, hints: Hints) -> tuple[torch.Tensor, WindowGrid]:
     """Score an image by several views and average: (B, Y, X, T) float32, and the grid of the first view.
 
-    The blurred view is blurred as a whole, before it is cut into windows; ITACLIP blurs each window, which differs
-    within five pixels of a window's border.
+    The image is blurred before it is cut into windows. ITACLIP blurs each window, which differs within five pixels of
+    a window's border.
 
     Args:
         look: scores pixels; called `len(views)` times. lay: makes the pixels and windows of a scale.
@@ -135,31 +135,31 @@ def _one_scale(
             total.add_(look(seen(pixels, kind), windows, hints)[0], alpha=weight)
             continue
         scores, _ = look(seen(pixels, kind), mirror(windows, kind), _mirrored(hints, DIMENSIONS[kind]))
-        total.add_(scores.flip(DIMENSIONS[kind] - 1), alpha=weight)  # (B, Y, X, T): the axes stand one further
+        total.add_(scores.flip(DIMENSIONS[kind] - 1), alpha=weight)  # (B, Y, X, T): the axes are one earlier
     return total, grid
 
 
 def seen(pixels: torch.Tensor, kind: str) -> torch.Tensor:
-    """Normalised pixels (B, 3, H, W) as a view of a kind that `Views.each` gives."""
+    """Turn normalised pixels (B, 3, H, W) into a view of a kind that `Views.each` yields."""
     if kind in DIMENSIONS:
         return pixels.flip(DIMENSIONS[kind])
     return greyscale(pixels) if kind == "grey" else blurred(pixels) if kind == "blur" else pixels
 
 
 def _mirrored(hints: Hints, dimension: int) -> Hints:
-    """Hints of the mirrored image; models look at it anew."""
+    """Return the hints of the mirrored image; models run on it again."""
     regions, masks = (None if maps is None else maps.flip(dimension) for maps in (hints.regions, hints.masks))
     return replace(hints, regions=regions, masks=masks)
 
 
 def greyscale(pixels: torch.Tensor) -> torch.Tensor:
-    """The weighted mean of the three channels in each of them: (B, 3, H, W) to the same."""
+    """Fill all three channels with their weighted mean: (B, 3, H, W) to the same."""
     weights = torch.tensor(GREY, device=pixels.device, dtype=pixels.dtype).view(3, 1, 1)
     return (pixels * weights).sum(dim=1, keepdim=True).expand_as(pixels).contiguous()
 
 
 def blurred(pixels: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) under a Gaussian of 11 x 11 pixels and std 5, mirrored beyond the border."""
+    """Blur (B, 3, H, W) with a Gaussian of 11 x 11 pixels and std 5, reflecting the image at its border."""
     steps = torch.arange(-BLUR_REACH, BLUR_REACH + 1, device=pixels.device, dtype=pixels.dtype)
     line = torch.exp(-0.5 * (steps / BLUR_STD) ** 2)
     line = (line / line.sum()).expand(3, 1, 1, -1)
@@ -169,7 +169,7 @@ def blurred(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def mirror(windows: WindowGrid, flip: str) -> WindowGrid:
-    """The windows that cut out of a mirrored image the mirrored windows of the image, in the opposite order.
+    """Return the windows that cut the mirrored windows of an image from the mirrored image, in opposite order.
 
     Args:
         flip: "h" or "v".
@@ -182,10 +182,10 @@ def mirror(windows: WindowGrid, flip: str) -> WindowGrid:
 
 
 def regrid(scores: torch.Tensor, source: WindowGrid, target: WindowGrid) -> torch.Tensor:
-    """Scores (B, Y, X, T) of one grid at the tokens of another over the same image: (B, Y', X', T).
+    """Read scores (B, Y, X, T) of one grid at the tokens of another over the same image: (B, Y', X', T).
 
-    A token outside the image, in its padding, reads the image's border. Of a finer grid the values at the token's
-    centre are taken, without antialiasing.
+    A token outside the image, in its padding, reads the image's border. A finer grid is sampled at the token's centre,
+    without antialiasing.
     """
     weights = []
     for own, other in ((source.rows, target.rows), (source.cols, target.cols)):
@@ -196,13 +196,13 @@ def regrid(scores: torch.Tensor, source: WindowGrid, target: WindowGrid) -> torc
 
 
 def _centres(axis: AxisWindows) -> np.ndarray:
-    """Centres of all tokens in pixels of the image, window by window."""
+    """Return the centres of all tokens in pixels of the image, window by window."""
     inside = (np.arange(axis.tokens) + 0.5) * axis.span / axis.tokens - axis.before - axis.margin[0]
     return (np.array(axis.starts)[:, None] + inside).reshape(-1)
 
 
 def _between(at: np.ndarray, count: int) -> np.ndarray:
-    """Bilinear weights (P, count) of places on a line of `count` tokens, the first at 0; ends are repeated."""
+    """Return bilinear weights (P, count) of places on a line of `count` tokens, the first at 0; ends repeat."""
     at = np.clip(at, 0, count - 1)
     low = np.floor(at).astype(int)
     weights = np.zeros((len(at), count))
@@ -212,7 +212,7 @@ def _between(at: np.ndarray, count: int) -> np.ndarray:
 
 
 def _in_windows(axis: AxisWindows, places: np.ndarray) -> np.ndarray:
-    """Weights (P, windows * tokens): the mean of the windows that hold a place, each interpolated for itself."""
+    """Return weights (P, windows * tokens): the mean of the windows that hold a place, each interpolated alone."""
     places = np.clip(places, 0, axis.length * (1 - 1e-9))
     parts = []
     for start in axis.starts:
@@ -224,7 +224,7 @@ def _in_windows(axis: AxisWindows, places: np.ndarray) -> np.ndarray:
 
 
 def _on_patches(axis: AxisWindows, places: np.ndarray) -> np.ndarray:
-    """Weights (P, windows * tokens): tokens averaged on the one patch grid, interpolated there."""
+    """Return weights (P, windows * tokens): tokens averaged on the shared patch grid and interpolated there."""
     patch = axis.crop // axis.tokens
     total = (axis.length + sum(axis.margin)) // patch
     grid = np.zeros((total, len(axis.starts) * axis.tokens))

@@ -1,16 +1,16 @@
-"""Sliding windows: where they lie, cutting them out in batches, and the plan that puts their scores together again.
+"""Sliding windows: where they lie, how they are cut in batches, and the plan that reassembles their scores.
 
-The papers' rule: n = max(L - crop + stride - 1, 0) // stride + 1 windows an axis, the last moved back flush with the
-border; a crop larger than the image is cut to it.
+The papers' rule: n = max(L - crop + stride - 1, 0) // stride + 1 windows per axis; the last moves back to the border.
+A crop larger than the image is reduced to it.
 
-Without a stride the windows are tiles: as few of at most `crop` as cover the image with a patch of overlap, all of one
-size in whole patches, spread evenly. A tower runs on most patches once, where the papers' half-overlapping windows have
-it run on them four times; the patch of overlap is there because scores at the very border of a window are the worst.
+Without a stride the windows are tiles: as few of at most `crop` as cover the image with a patch of overlap, equal in
+size, in whole patches, spread evenly. A tower then runs on most patches once, not four times as with the papers'
+half-overlapping windows. The patch of overlap is there because scores at the very border of a window are the worst.
 
 Overlaps are averaged in one of two places:
 
-- "pixel" (SCLIP and most papers): each window is upsampled to its pixels, these are averaged. A window whose side is
-  not a multiple of the patch is zero-padded evenly after normalisation, its padding is cut off again (ClearCLIP).
+- "pixel" (SCLIP and most papers): each window is upsampled to its pixels, and pixels are averaged. A window whose side
+  is not a multiple of the patch is zero-padded evenly after normalisation; its padding is cut off again (ClearCLIP).
 - "patch" (Trident): the image is padded to whole patches, windows start at whole patches, tokens are averaged on one
   patch grid, and that grid is upsampled once.
 """
@@ -28,8 +28,8 @@ from densevl.backbones.protocol import BLENDS
 from densevl.errors import ImageError, ProtocolError, one_of
 from densevl.kernels.resample import AxisPlan, DecodePlan, axis_plan, patch_axis_block, pixel_axis_block
 
-LARGEST_PLAN = 2**32  # bytes of the plan of an axis; that of 30,000 pixels takes half a GB
-TILE_OVERLAP = 1  # patches; of 0 to 4, 1 and 2 gave the best mIoU (docs/speed.md)
+LARGEST_PLAN = 2**32  # bytes of the plan of an axis; 30,000 pixels take half a GB
+TILE_OVERLAP = 1  # patches; among 0 to 4, 1 and 2 gave the best mIoU (docs/speed.md)
 
 
 def _starts(length: int, crop: int, stride: int) -> tuple[int, ...]:
@@ -38,7 +38,7 @@ def _starts(length: int, crop: int, stride: int) -> tuple[int, ...]:
 
 
 def _tiles(total: int, most: int) -> tuple[int, int]:
-    """How many tiles cover `total` patches, and the patches of each: at most `most`."""
+    """Return how many tiles cover `total` patches, and the patches of each: at most `most`."""
     if total <= most:
         return 1, total
     shared = min(TILE_OVERLAP, most - 1)
@@ -47,7 +47,7 @@ def _tiles(total: int, most: int) -> tuple[int, int]:
 
 
 def _spread(length: int, side: int, count: int) -> tuple[int, ...]:
-    """Starts of `count` windows of one side, spread evenly over a length."""
+    """Return the starts of `count` windows of one side, spread evenly over a length."""
     return tuple(round(i * (length - side) / max(count - 1, 1)) for i in range(count))
 
 
@@ -73,12 +73,12 @@ class AxisWindows:
 
     @property
     def span(self) -> int:
-        """Pixels of a window with its padding."""
+        """Return the pixels of a window with its padding."""
         return self.before + self.crop + self.after
 
     @classmethod
     def place(cls, length: int, crop: int | None, stride: int | None, patch: int, blend: str = "pixel") -> AxisWindows:
-        """Place windows on an axis of `length` pixels; crop None is one window over all of it, stride None is tiles."""
+        """Place windows on an axis of `length` pixels; crop None is one window over all of it, stride None tiles."""
         total = -(-length // patch)
         most = total if crop is None else min(max(1, crop // patch), total)  # patches of a window, at most
         count, even = _tiles(total, most)
@@ -102,7 +102,7 @@ class AxisWindows:
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """The windows of an image, rows x cols of them, all of one size."""
+    """The windows of an image, rows x cols, all of one size."""
 
     rows: AxisWindows
     cols: AxisWindows
@@ -116,18 +116,19 @@ class WindowGrid:
 
         Args:
             height, width: pixels of the (resized) image.
-            crop: side of a window in pixels, None for the whole image in one window.
-            stride: step in pixels; None for tiles, which share the image evenly.
+            crop: side of a window in pixels; None is one window over the whole image.
+            stride: step in pixels; None is tiles, spread evenly over the image.
             patch: pixels per patch of the backbone.
-            blend: where overlaps are averaged, "pixel" or "patch"; the latter rounds crop and stride down to patches.
+            blend: where overlaps are averaged, "pixel" or "patch"; "patch" rounds crop and stride down to patches.
 
         Raises:
-            ProtocolError: a crop below a patch, a stride or side below 1, a stride that leaves gaps, or no known blend.
+            ProtocolError: If a crop is below a patch, a stride or side below 1, a stride leaves gaps, or the blend is
+                unknown.
         """
         if min(height, width) < 1 or (stride is not None and stride < 1) or (crop is not None and crop < patch):
             raise ProtocolError(
-                f"no windows of {crop} px every {stride} px on {height}x{width}; a window holds at least one patch, "
-                f"{patch} px, and all else is at least 1"
+                f"cannot lay windows of {crop} px every {stride} px on {height}x{width}; a window holds at least one "
+                f"patch, {patch} px, and strides and sides are at least 1"
             )
         if crop is not None and stride is not None and stride > crop and max(height, width) > crop:
             raise ProtocolError(
@@ -142,19 +143,19 @@ class WindowGrid:
 
     @property
     def corners(self) -> list[tuple[int, int]]:
-        """Top and left pixel of each window, on the image with its margin, in the order of `batches`."""
+        """Return top and left pixel of each window, on the image with its margin, in the order of `batches`."""
         return [(top, left) for top in self.rows.starts for left in self.cols.starts]
 
     @property
     def window(self) -> tuple[int, int]:
-        """Height and width of a window with its padding, in pixels."""
+        """Return height and width of a window with its padding, in pixels."""
         return self.rows.span, self.cols.span
 
     def with_tokens(self, h: int, w: int) -> WindowGrid:
-        """The same windows, each giving h x w tokens: a proxy's grid may be finer than the backbone's.
+        """Return the same windows, each giving h x w tokens: a proxy's grid may be finer than the backbone's.
 
         Raises:
-            ProtocolError: on one patch grid ("patch" blend), tokens that do not divide the windows evenly.
+            ProtocolError: If the tokens do not divide the windows evenly on one patch grid ("patch" blend).
         """
         if (h, w) == (self.rows.tokens, self.cols.tokens):
             return self
@@ -166,20 +167,20 @@ class WindowGrid:
         return WindowGrid(replace(self.rows, tokens=h), replace(self.cols, tokens=w), self.blend)
 
     def whole(self) -> WindowGrid:
-        """One window over the whole image and its margin, for features that were stitched ("patch" blend)."""
+        """Return one window over the whole image and its margin, for stitched features ("patch" blend)."""
 
         def joined(axis: AxisWindows) -> AxisWindows:
             before, after = axis.margin
             tokens = (before + axis.length + after) // (axis.crop // axis.tokens)
             return AxisWindows(axis.length, (0,), axis.length, tokens, before, after)
 
-        # A single window has nothing to average, so the grid it is laid on may be any, such as another model's.
+        # A single window has nothing to average, so it may lie on any grid, such as another model's.
         return WindowGrid(joined(self.rows), joined(self.cols), "pixel")
 
     def batches(self, pixels: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
         """Cut windows from (B, 3, H, W), at most `size` at a time: (n, 3, h*patch, w*patch), window-major, then B.
 
-        All batches but the last are of one size, and that one is hardly smaller.
+        All batches but the last have one size, and the last is hardly smaller.
         """
         corners = self.corners
         count = -(-len(corners) // max(1, size // len(pixels)))
@@ -196,7 +197,7 @@ class WindowGrid:
             yield F.pad(windows, padding) if any(padding) else windows
 
     def assemble(self, scores: torch.Tensor, batch: int) -> torch.Tensor:
-        """Window scores (n*B, h, w, T) in the order of `batches` to the block matrix (B, rows*h, cols*w, T)."""
+        """Arrange window scores (n*B, h, w, T) in the order of `batches` as a block matrix (B, rows*h, cols*w, T)."""
         ky, kx, h, w = len(self.rows.starts), len(self.cols.starts), self.rows.tokens, self.cols.tokens
         if scores.shape[:3] != (ky * kx * batch, h, w):
             raise ProtocolError(
@@ -207,24 +208,24 @@ class WindowGrid:
         return blocks.permute(2, 0, 3, 1, 4, 5).reshape(batch, ky * h, kx * w, -1)
 
     def plan(self, height: int, width: int, *, centres: bool = False) -> DecodePlan:
-        """The decoding plan from this grid's tokens to an output of (height, width) pixels.
+        """Return the decoding plan from this grid's tokens to an output of (height, width) pixels.
 
         Args:
-            centres: outputs are cells, read off the tokens at their centres: where cells are patches, the tokens
-                themselves. Else they are read off the image's pixels, to which tokens are upsampled first.
+            centres: outputs are cells, and each reads the tokens at its centre: where cells are patches, the tokens
+                themselves. Otherwise tokens are first upsampled to the image's pixels, and outputs read those.
 
         Raises:
-            ImageError: an axis so long that its plan does not fit in memory.
+            ImageError: If an axis is so long that its plan does not fit in memory.
         """
         self.require_plan(height, width)
         sides = ((self.rows, height), (self.cols, width))
         return DecodePlan(*(axis_plan(*self._geometry(axis), axis.tokens, size, centres) for axis, size in sides))
 
     def require_plan(self, height: int, width: int) -> None:
-        """Refuse an output whose plan would not fit in memory: as large as an axis times the tokens along it.
+        """Refuse an output whose plan would not fit in memory: an axis times the tokens along it.
 
         Raises:
-            ImageError: the way out.
+            ImageError: If it would not; the message names another way.
         """
         for axis, size in ((self.rows, height), (self.cols, width)):
             if (taken := 4 * size * len(axis.starts) * axis.tokens) > LARGEST_PLAN:
@@ -234,20 +235,20 @@ class WindowGrid:
                 )
 
     def block(self, rows: bool, size: int, start: int, stop: int) -> tuple[tuple[int, ...], AxisPlan]:
-        """The part of a plan for some output pixels of one axis; the whole axis is never built.
+        """Return the part of a plan for some output pixels of one axis; the whole axis is never built.
 
         Args:
-            rows: the axis of rows, else that of columns. size: its output pixels in all; start, stop: those wanted.
+            rows: the axis of rows, else that of columns. size: all its output pixels. start, stop: those wanted.
 
         Returns:
-            The numbers of the windows along the axis that these pixels touch, and the plan with the columns of those
-            windows alone: its rows are those of the whole plan bit for bit, without the columns that are 0 there.
+            The numbers of the windows along the axis that these pixels touch, and the plan with the columns of only
+            those windows: its rows are those of the whole plan bit for bit, without the columns that are 0 there.
         """
         block, geometry = self._geometry(self.rows if rows else self.cols)
         return block(*geometry, size, start, stop)
 
     def _geometry(self, axis: AxisWindows) -> tuple[Callable[..., tuple[tuple[int, ...], AxisPlan]], tuple[Any, ...]]:
-        """What plans an axis in this blend, and what it takes, up to the length."""
+        """Return the function that plans an axis in this blend, and its arguments up to the length."""
         if self.blend == "patch":
             return patch_axis_block, (axis.starts, axis.crop // axis.tokens, axis.tokens, axis.margin, axis.length)
         return pixel_axis_block, (axis.starts, axis.crop, axis.before, axis.after, axis.tokens, axis.length)

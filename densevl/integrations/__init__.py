@@ -1,7 +1,6 @@
-"""Named regions for other people's detectors: their results named, and words in place of their classes.
+"""Named regions for third-party detectors: names for their results, and words in place of their classes.
 
-What a name needs is imported when it is first asked for; a package that is missing is said in one line with its
-install command.
+A name's dependencies are imported on first access; a missing package raises one line with its install command.
 """
 
 import lazy_loader

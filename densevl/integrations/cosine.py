@@ -1,8 +1,8 @@
-"""A classifier of words in place of a torchvision detector's own: cosines between box features and text rows.
+"""A classifier of words for a torchvision detector: cosines between box features and text rows.
 
-ViLD (ICLR 2022), RegionCLIP (CVPR 2022) and F-VLM (ICLR 2023) end in such a head. It is only as good as the features it
-is given: those of a detector trained with a plain classifier are not in CLIP's space until `project` has been trained,
-by distillation for example. For a detector as it comes take `OpenVocabularyDetector`. Shape letters: N boxes, D box
+ViLD (ICLR 2022), RegionCLIP (CVPR 2022) and F-VLM (ICLR 2023) end in such a head. It is only as good as its features:
+those of a detector trained with a plain classifier are not in CLIP's space until `project` has been trained, for
+example by distillation. For an unmodified detector use `OpenVocabularyDetector`. Shape letters: N boxes, D box
 features, E joint space, T strings, C classes.
 """
 
@@ -26,10 +26,10 @@ BACKGROUNDS = ("zero", "learned", "words")
 
 
 class CosinePredictor(nn.Module):
-    """Logits scale * cosine(box, word), background first, and one box refinement for all classes.
+    """Compute logits scale * cosine(box, word), background first, and one box refinement for all classes.
 
     Attributes:
-        project: D to E; the identity where they are equal and nothing is to be trained.
+        project: D to E; the identity if they are equal and nothing is trained.
         refine: D to 4. text: unit rows (T, E), not trained. classes: int64 (T,), -1 for background words.
     """
 
@@ -45,23 +45,23 @@ class CosinePredictor(nn.Module):
         """Build the head.
 
         Args:
-            features: D. text: the vocabulary, as `RegionClassifier.embed_text` gives it.
-            background: its logit is 0, as RegionCLIP has it ("zero"); that of a vector to be trained, as ViLD
-                ("learned"); or of the best background word in `text` ("words").
-            scale: of the cosines. project: False takes the features as they are, which must be E wide.
+            features: D. text: the vocabulary from `RegionClassifier.embed_text`.
+            background: its logit is 0, as in RegionCLIP ("zero"), that of a trained vector, as in ViLD ("learned"), or
+                that of the best background word in `text` ("words").
+            scale: factor on the cosines. project: False uses the features directly, which must then be E wide.
 
         Raises:
-            ModelError: an unknown background, none among the words, or features of another width.
+            ModelError: If the background is unknown, "words" has no background words, or features have another width.
         """
         super().__init__()
         width = text.vectors.shape[1]
         one_of(background, BACKGROUNDS, "background", ModelError)
         if background == "words" and not bool((text.classes == NOTHING).any()):
-            raise ModelError("background is 'words', and the vocabulary has none; give background words with it")
+            raise ModelError("background is 'words', but the vocabulary has no background words; add some")
         if not 0 < scale < math.inf:
-            raise ModelError(f"scale is {scale}: it is above 0, and finite")
+            raise ModelError(f"scale is {scale}: it must be above 0 and finite")
         if not project and features != width:
-            raise ModelError(f"box features are {features} wide, text {width}; a projection has to be trained")
+            raise ModelError(f"box features are {features} wide, text {width}; take project=True and train it")
         self.project: nn.Module = nn.Linear(features, width, bias=False) if project else nn.Identity()
         self.refine = nn.Linear(features, 4)
         self.scale, self.background = scale, background
@@ -73,13 +73,13 @@ class CosinePredictor(nn.Module):
         self.count = int(text.classes.max()) + 1
 
     def set_text(self, text: TextEmbeddings) -> None:
-        """Take another vocabulary."""
+        """Replace the vocabulary."""
         self.text = text.vectors.detach().clone().float().to(self.text.device)
         self.classes = text.classes.clone().to(self.text.device)
         self.count = int(text.classes.max()) + 1
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Box features (N, D) or (N, D, 1, 1) to logits (N, 1 + C) and refinements (N, 4 * (1 + C))."""
+        """Map box features (N, D) or (N, D, 1, 1) to logits (N, 1 + C) and refinements (N, 4 * (1 + C))."""
         flat = features.flatten(start_dim=1)
         rows_NE = F.normalize(self.project(flat), dim=1)
         logits_NT = self.scale * rows_NE @ self.text.T
@@ -105,18 +105,18 @@ def replace_predictor(
     scale: float | None = None,
     project: bool = True,
 ) -> CosinePredictor:
-    """Give a Faster R-CNN of torchvision a classifier of words; its refinement of boxes starts as the mean of the old.
+    """Give torchvision's Faster R-CNN a classifier of words. Its box refinement starts as the mean of the old one.
 
     Args:
         detector: its `roi_heads.box_predictor` is replaced. classify: embeds the words. labels: the classes.
-        background, project: see `CosinePredictor`. words: background words. scale: None is the model's own.
+        background, project: see `CosinePredictor`. words: background words. scale: None takes the model's own.
 
     Returns:
-        The new head: `head.project` is to be trained; `head.set_text` takes other words.
+        The new head. Train `head.project`; `head.set_text` replaces the words.
 
     Raises:
-        LabelError: unusable labels.
-        ModelError: a detector without such a head, with masks for each class, or settings that do not fit.
+        LabelError: If the labels are unusable.
+        ModelError: If the detector has no such head, or masks for each class, or settings do not fit.
     """
     check_detector(detector)
     heads: Any = getattr(detector, "roi_heads", None)
@@ -125,7 +125,7 @@ def replace_predictor(
         raise ModelError(f"{type(detector).__name__} has no roi_heads.box_predictor.bbox_pred; take a Faster R-CNN")
     if heads.has_mask():
         raise ModelError(
-            "a Mask R-CNN has masks for its own classes, which a head of other classes cannot choose from; take "
+            "a Mask R-CNN has masks for its own classes, and a head with other classes cannot choose among them; take "
             "OpenVocabularyDetector"
         )
     text = classify.embed_text(LabelSet.parse(labels), classify.policy(words))

@@ -1,7 +1,7 @@
-"""What detectors of other packages return, read without importing any of them: known by the names of types and keys.
+"""Read results of other packages' detectors without importing those packages, by the names of types and keys.
 
-Nothing is called on an object before its type is known. Attributes of strange objects may run code: `eval()` of
-ultralytics' YOLO starts a training.
+Nothing is called on an object before its type is known. Attributes of unknown objects may run code: `eval()` of
+ultralytics' YOLO starts training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from densevl.errors import ProposalError
 
-THRESHOLD = 0.5  # of torchvision's soft masks, and of queries in raw outputs, as transformers has it
+THRESHOLD = 0.5  # for torchvision's soft masks and for queries in raw outputs; the default of transformers
 SOFTMAX = ("Detr", "Yolos", "TableTransformer")  # output types whose last class is "no object"; others are sigmoids
 SQUARE = "Owlv2"  # output types whose boxes are of the image padded to a square, right and below
 KNOWN = (
@@ -38,11 +38,11 @@ READERS = {
 
 @dataclass(frozen=True)
 class Named:
-    """What detections are called.
+    """Names of detections.
 
     Attributes:
         ids: int64 (N,), index into `names`. confidence: float32 (N,). vectors: float32 (N, E), unit rows.
-        names: of the labels, and "nothing" last. kept: bool (N,), rows that are to be returned.
+        names: of the labels, and "nothing" last. kept: bool (N,), the rows to return.
     """
 
     ids: np.ndarray
@@ -57,9 +57,9 @@ class Found:
     """Detections of one image.
 
     Attributes:
-        boxes: (N, 4) x0 y0 x1 y1 in pixels, or normalised centres with `normalised`. masks: (N, H, W) or None.
+        boxes: (N, 4) x0 y0 x1 y1 in pixels. masks: (N, H, W) or None.
         scores: float64 (N,) or None. write: makes the same kind of object with other names.
-        size: (H, W) of their image, and the image itself, BGR, where they know it.
+        size: (H, W) of their image. bgr: the image itself. Both are None if the detections do not hold them.
     """
 
     boxes: Any
@@ -74,16 +74,16 @@ class Found:
 
 
 def packages(thing: Any) -> set[str]:
-    """The packages whose types an object has; nothing of the object is touched."""
-    # `type`, as `isinstance` and `hasattr` ask the object
+    """Return the packages that an object's types come from, without touching the object."""
+    # `type`, because `isinstance` and `hasattr` ask the object
     return {base.__module__.partition(".")[0] for base in type(thing).__mro__} - {"builtins", "collections", "typing"}
 
 
 def read(found: Any, size: tuple[int, int] | None) -> Found:
-    """Read detections of one image of (H, W), as their package returns them, or in a list of one.
+    """Read detections of one image (H, W), as their package returns them, or in a list of one.
 
     Raises:
-        ProposalError: anything else; the line names the way.
+        ProposalError: If they are of another kind; the message names what to give instead.
     """
     if isinstance(found, (list, tuple)) and len(found) == 1 and not isinstance(found[0], (list, tuple)):
         one = read(found[0], size)
@@ -95,7 +95,7 @@ def read(found: Any, size: tuple[int, int] | None) -> Found:
         return _ultralytics(found)
     if isinstance(found, dict) and {"boxes", "scores"} <= found.keys():
         return _records(found)
-    # with masks beside them the boxes alone would lose what was found
+    # If there are masks, boxes alone would lose them.
     queries = isinstance(found, dict) and {"logits", "pred_boxes"} <= found.keys() and "pred_masks" not in found
     if queries and "transformers" in own:
         return _queries(found, size)
@@ -123,27 +123,27 @@ def _way(found: Any, own: set[str]) -> str:
         if package in own:
             return f"give {reader}"
     if isinstance(found, dict) and ("masks_queries_logits" in found or "pred_masks" in found):
-        return "give what processor.post_process_instance_segmentation(outputs, target_sizes=[(H, W)])[0] is"
+        return "give processor.post_process_instance_segmentation(outputs, target_sizes=[(H, W)])[0]"
     if isinstance(found, dict) and "pred_boxes" in found:
-        return "give what processor.post_process_object_detection(outputs, target_sizes=[(H, W)]) returns"
+        return "give processor.post_process_object_detection(outputs, target_sizes=[(H, W)])"
     if isinstance(found, (np.ndarray, torch.Tensor)):
         named, shape = "RegionClassifier(model)(image, labels, ", tuple(found.shape)
         if len(shape) == 2 and 4 <= shape[1] <= 7:
-            return f"of plain boxes {named}boxes=found[:, :4]) names each"
+            return f"for plain boxes, {named}boxes=found[:, :4]) names each"
         if len(shape) == 2:
-            return f"of a map {named}regions=found) names each number above 0; regions=found + 1 if 0 is a class"
-        return f"of masks (M, H, W) {named}regions=masks) names each"
+            return f"for a map, {named}regions=found) names each number above 0; regions=found + 1 if 0 is a class"
+        return f"for masks (M, H, W), {named}regions=masks) names each"
     if isinstance(found, Iterator):
         return "give its results one by one, each with its image"
     if isinstance(found, (list, tuple)) and len(found) and isinstance(found[0], dict) and "segmentation" in found[0]:
-        return "of masks RegionClassifier(model)(image, labels, regions=masks) names each"
+        return "for masks, RegionClassifier(model)(image, labels, regions=masks) names each"
     if isinstance(found, (list, tuple)) and len(found) > 1:
         return "give those of one image, with that image"
     return f"give {KNOWN}"
 
 
 def _supervision(found: Any) -> Found:
-    sure = found.data.get("proposal_confidence", found.confidence)  # the detector's own, named before or not
+    sure = found.data.get("proposal_confidence", found.confidence)  # the detector's own, whether named before or not
 
     def write(named: Named) -> Any:
         before = {} if sure is None else {"proposal_confidence": np.array(sure)}
@@ -156,10 +156,10 @@ def _supervision(found: Any) -> Found:
 
 
 def _ultralytics(found: Any) -> Found:
-    """Rows of `boxes.data` are x0 y0 x1 y1, perhaps a track, confidence, class; masks are at the network's size."""
+    """Rows of `boxes.data` are x0 y0 x1 y1, perhaps a track, confidence, class; masks have the network's size."""
     if found.boxes is None:
-        what = "rotated boxes, which are not named; give upright ones" if found.obb is not None else "no boxes"
-        raise ProposalError(f"ultralytics' Results hold {what}: results of a detection or segmentation model")
+        contents = "rotated boxes, which cannot be named; give upright ones" if found.obb is not None else "no boxes"
+        raise ProposalError(f"ultralytics' Results hold {contents}: give those of a detection or segmentation model")
     size = (int(found.orig_shape[0]), int(found.orig_shape[1]))
     rows = torch.as_tensor(found.boxes.data).detach().cpu().float()
     masks = None if found.masks is None else _unboxed(torch.as_tensor(found.masks.data).detach().cpu().float(), size)
@@ -176,7 +176,7 @@ def _ultralytics(found: Any) -> Found:
 
 
 def _unboxed(masks: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Masks (N, h, w) of an image that was scaled into (h, w) and padded evenly, at its own size: bool (N, H, W)."""
+    """Resize masks (N, h, w) of an image that was scaled into (h, w) and padded evenly: bool (N, H, W)."""
     (height, width), (h, w) = size, masks.shape[1:]
     if (h, w) == size:
         return masks > THRESHOLD
@@ -188,7 +188,7 @@ def _unboxed(masks: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _records(found: dict[str, Any]) -> Found:
-    """torchvision's detections, and transformers' post-processed ones; torchvision's masks are soft (N, 1, H, W)."""
+    """Read detections of torchvision or post-processed transformers; torchvision's masks are soft (N, 1, H, W)."""
     boxes, masks, sure = found["boxes"], found.get("masks"), found.get("proposal_scores", found["scores"])
     if masks is not None and torch.is_tensor(masks) and masks.is_floating_point():
         masks = masks > THRESHOLD
@@ -207,10 +207,10 @@ def _records(found: dict[str, Any]) -> Found:
 
 
 def _queries(found: dict[str, Any], size: tuple[int, int] | None) -> Found:
-    """Raw outputs of transformers' DETR family; queries as sure as `THRESHOLD` are detections."""
+    """Read raw outputs of transformers' DETR family; queries with a score of `THRESHOLD` or more are detections."""
     logits, boxes = found["logits"].detach().cpu().float(), found["pred_boxes"].detach().cpu().float()
     if len(logits) != 1 or size is None:
-        raise ProposalError(f"outputs of {len(logits)} images: give those of one, with that image")
+        raise ProposalError(f"outputs of {len(logits)} images: give those of one image, with that image")
     softmax = type(found).__name__.startswith(SOFTMAX)
     sure = (logits[0].softmax(dim=-1)[:, :-1] if softmax else logits[0].sigmoid()).amax(dim=-1)
     if not bool(torch.isfinite(sure).all() and torch.isfinite(boxes).all()):
@@ -223,17 +223,17 @@ def _queries(found: dict[str, Any], size: tuple[int, int] | None) -> Found:
 
 
 def _segments(found: dict[str, Any]) -> Found:
-    """transformers' post-processed segments: a map of numbers, or a mask of each; and of each its number and score."""
+    """Read transformers' post-processed segments: a map of ids or one mask each, with an id and a score for each."""
     given, infos = found["segmentation"], list(found["segments_info"])
     if isinstance(given, (list, tuple)):  # return_coco_annotation=True
         raise ProposalError(
-            "segmentation is a list of run lengths, which do not know their size; post-process without "
+            "segmentation is a list of run lengths, which do not contain their size; post-process without "
             "return_coco_annotation"
         )
     numbers = torch.as_tensor(given).detach().cpu()
     if numbers.ndim == 3:  # return_binary_maps=True
         if len(numbers) != len(infos):
-            raise ProposalError(f"{len(numbers)} masks for {len(infos)} segments_info: one each")
+            raise ProposalError(f"{len(numbers)} masks for {len(infos)} segments_info; there must be one for each")
         masks = numbers > THRESHOLD
     elif infos:
         masks = torch.stack([numbers == info["id"] for info in infos])
@@ -242,31 +242,33 @@ def _segments(found: dict[str, Any]) -> Found:
 
     def write(named: Named) -> dict[str, Any]:
         rows = zip(infos, named.ids.tolist(), named.confidence.tolist(), strict=True)
-        told = [{**info, "label_id": index, "label": named.names[index], "score": sure} for info, index, sure in rows]
-        return {**found, "segments_info": _rows(told, named.kept)}
+        updated = [
+            {**info, "label_id": index, "label": named.names[index], "score": sure} for info, index, sure in rows
+        ]
+        return {**found, "segments_info": _rows(updated, named.kept)}
 
     return Found(np.zeros((len(infos), 4)), masks, _scores([info.get("score", 1.0) for info in infos]), write)
 
 
 def _scores(scores: Any) -> np.ndarray | None:
-    """Confidences as float64 (N,).
+    """Return confidences as float64 (N,).
 
     Raises:
-        ProposalError: NaN or infinity.
+        ProposalError: If one is NaN or infinite.
     """
     if scores is None:
         return None
     array = torch.as_tensor(scores).detach().cpu().double().numpy()
     if not np.isfinite(array).all():
         raise ProposalError(
-            f"confidence of detection {int((~np.isfinite(array)).argmax())} is no number: the detector overflowed, or "
-            "its weights are damaged"
+            f"confidence of detection {int((~np.isfinite(array)).argmax())} is not a number: the detector overflowed, "
+            "or its weights are damaged"
         )
     return array
 
 
 def _rows(value: Any, kept: np.ndarray) -> Any:
-    """The rows kept of a column; what is no column stays."""
+    """Return the kept rows of a column; pass anything else through."""
     if isinstance(value, list) and len(value) == len(kept):
         return [one for one, keep in zip(value, kept, strict=True) if keep]
     if isinstance(value, torch.Tensor) and value.ndim and len(value) == len(kept):

@@ -1,7 +1,7 @@
-"""A function for RoI heads that have background LAST, as those of mmdet and detectron2: boxes in, class scores out.
+"""A function for RoI heads with background LAST, as in mmdet and detectron2: boxes in, class scores out.
 
 Neither package is imported. Both end alike: boxes (N, 4) and scores (N, C + 1) go to a function that thresholds them
-and runs NMS in each class (`multiclass_nms`, `fast_rcnn_inference`). The hook makes those scores of the head's own.
+and runs NMS in each class (`multiclass_nms`, `fast_rcnn_inference`). The hook replaces the head's scores there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from densevl.vocabulary import LabelSet
 
 
 class RoiScores(NamedTuple):
-    """What a hook returns, tensors or arrays as its scores were.
+    """Result of a hook, as tensors or arrays like the scores it was given.
 
     Attributes:
         labels: int64 (N,), index into the classes; C, one past the last, is background.
@@ -45,17 +45,17 @@ def roi_hook(
 
     Args:
         classify: names regions; its proposer is not used. labels: the classes.
-        weight: CLIP's say beside the detector's, or one for each class; see `fused_probs`.
+        weight: CLIP's share beside the detector's, or one for each class; see `fused_probs`.
         background: words that compete with the classes; a threshold in it has no effect here.
 
     Returns:
-        hook(image, boxes, scores) -> RoiScores, without state of its own. image: RGB, of the size that boxes refer to,
-        as `read_image` takes it. boxes: (N, 4) x0, y0, x1, y1 in pixels, an array, a tensor, or detectron2's Boxes;
-        those off the image are background. scores: (N,) objectness, or (N, K + 1) probabilities with background
-        last, K being the head's own classes; one column besides background is enough.
+        hook(image, boxes, scores) -> RoiScores, a function without state. image: RGB, of the size that boxes refer to,
+        as for `read_image`. boxes: (N, 4) x0, y0, x1, y1 in pixels, an array, a tensor, or detectron2's Boxes; those
+        outside the image are background. scores: (N,) objectness, or (N, K + 1) probabilities with background last,
+        where K are the head's own classes; one column besides background is enough.
 
     Raises:
-        LabelError: unusable labels. By the hook, ProposalError: boxes or scores that do not fit.
+        LabelError: If the labels are unusable. The hook raises ProposalError if boxes or scores do not fit.
     """
     label_set = LabelSet.parse(labels)
 
@@ -64,8 +64,8 @@ def roi_hook(
         rgb = read_image(image)
         if len(getattr(boxes, "shape", ())) == 2 and boxes.shape[1] > 4:
             raise ProposalError(
-                f"boxes of shape {tuple(boxes.shape)}: ({len(found)}, 4), one box for all classes; of a box for each "
-                "class take that of its best"
+                f"boxes of shape {tuple(boxes.shape)}: must be ({len(found)}, 4), one box for all classes; if there is "
+                "a box for each class, take that of the best"
             )
         corners = box_corners(boxes)
         if len(corners) != len(found):
@@ -73,7 +73,7 @@ def roi_hook(
         refuse_normalised(corners, rgb.shape[:2])
         if len(found):
             cut = np.clip(corners, 0, [rgb.shape[1], rgb.shape[0]] * 2)
-            seen = np.all(cut[:, 2:] > cut[:, :2], axis=1)  # proposals may be off the image; then they are background
+            seen = np.all(cut[:, 2:] > cut[:, :2], axis=1)  # proposals outside the image are background
             result = classify(rgb, label_set, boxes=cut[seen], background=background)
             scores_NC, nothing_N = np.zeros((len(seen), len(label_set)), np.float32), np.zeros(len(seen), np.float32)
             scores_NC[seen], nothing_N[seen] = result.scores, result.nothing

@@ -1,4 +1,4 @@
-"""Names for the boxes or masks that a detector found, whichever package it is of."""
+"""Names for the boxes or masks that a detector found, from any package."""
 
 from __future__ import annotations
 
@@ -32,57 +32,60 @@ def label_detections(
     weight: float | None = None,
     drop_nothing: bool = False,
 ) -> Any:
-    """Name detections: a copy of the same kind, row for row, with classes in place of what it had.
+    """Name detections: return a copy of the same kind, row for row, with the labels as its classes.
 
-    Taken as they are, alone or in a list of one:
+    These are accepted, alone or in a list of one:
 
     - `supervision.Detections`. In the copy class_id, int (N,), counts the labels from 0, confidence float32 (N,) is the
       probability of the label, data["class_name"] holds strings (N,), data["embedding"] float32 unit rows (N, E) that
-      can be compared with words and with each other, and data["proposal_confidence"] the confidence as it was.
-    - ultralytics' `Results` with boxes, and masks if it has some. The copy has the labels as `names`, so that `plot()`,
-      `summary()` and `save_txt()` speak of them.
-    - A dict of boxes (N, 4) in pixels, scores (N,) and perhaps masks, as torchvision's detectors and transformers'
-      `post_process_object_detection` give. In the copy labels, int64 (N,), counts from 0, scores is the probability,
-      text_labels holds strings, embeddings float32 (N, E), and proposal_scores the scores as they were. Soft masks are
+      can be compared with words and with each other, and data["proposal_confidence"] the original confidence.
+    - ultralytics' `Results` with boxes and perhaps masks. The copy has the labels as `names`, which `plot()`,
+      `summary()` and `save_txt()` then use.
+    - A dict of boxes (N, 4) in pixels, scores (N,) and perhaps masks, as from torchvision's detectors and transformers'
+      `post_process_object_detection`. In the copy labels, int64 (N,), counts from 0, scores is the probability,
+      text_labels holds strings, embeddings float32 (N, E), and proposal_scores the original scores. Soft masks are
       cut at 0.5.
-    - Outputs of a model of transformers' DETR family for one image; queries as sure as 0.5 come back as such a dict.
-    - A dict of segmentation and segments_info, of `post_process_instance_segmentation` or `_panoptic_`; the copy has
+    - Outputs of a model of transformers' DETR family for one image; queries with a score of at least 0.5 come back as
+      such a dict.
+    - A dict of segmentation and segments_info, from `post_process_instance_segmentation` or `_panoptic_`; the copy has
       label_id, label and score in each info.
 
-    What is none of the labels has the number one past the last, and the name "nothing"; its confidence is that of what
-    won instead. Among others, a box without area or outside the image, as detectors and trackers make them, is such
-    too, with confidence 0, a row of zeros and a warning. Everything else is taken over. None of these packages is
-    imported. What the user should know about the words and the image is a Python warning, as these types have no place
-    for it.
+    Detections that match none of the labels get the number one past the last, and the name "nothing"; their confidence
+    is that of the winner. A box without area or outside the image, which detectors and trackers do return, is also
+    "nothing", with confidence 0, a row of zeros and a warning. All other data is kept. None of these packages is
+    imported. Notes on the words and the image are Python warnings, because these types have no place for them.
 
     Args:
-        image: what was looked at, as `read_image` takes it. Arrays are RGB: pass frame[:, :, ::-1] of OpenCV's BGR.
-            None takes the picture that ultralytics' `Results` hold.
-        detections: with masks, those are named; where one holds no pixel, and where there are none, the box. A
+        image: the image that was searched, as for `read_image`. Arrays are RGB: pass frame[:, :, ::-1] of OpenCV's BGR.
+            None takes the picture stored in ultralytics' `Results`.
+        detections: masks are named if there are any, otherwise boxes; a mask without pixels falls back to its box. A
             `CompactMask` is read one mask at a time and stays compact. Parts outside the image are cut off.
         labels: the classes. classify: names regions; None is `RegionClassifier("auto")`, loaded once.
-        background: what competes with the labels; see `RegionClassifier`.
-        weight: None gives CLIP's probabilities; a number 0..1 mixes in the detections' own confidence, (1 - weight)
-            being its say: see `fused_probs`.
+        background: words that compete with the labels; see `RegionClassifier`.
+        weight: None gives CLIP's probabilities; a number 0..1 mixes in the detections' own confidence, with a share of
+            (1 - weight): see `fused_probs`.
         drop_nothing: leave out the rows that are "nothing".
 
     Raises:
-        LabelError: unusable labels.
-        ProposalError: other objects, boxes or masks that do not fit the image, scores that are no numbers, or a weight
-            without confidences.
+        LabelError: If the labels are unusable.
+        ImageError: If the image is None and the detections hold none, or it is unreadable.
+        ProposalError: If the object is of another kind, boxes or masks do not fit the image, scores are not numbers,
+            or there is a weight but no confidences.
     """
     label_set = LabelSet.parse(labels)
     rgb = None if image is None else read_image(image)
     found = read(detections, None if rgb is None else (rgb.shape[0], rgb.shape[1]))
     if rgb is None:
         if found.bgr is None:
-            raise ImageError("image is None, and only ultralytics' Results hold their picture; give the image")
+            raise ImageError(
+                "image is None, which works only with ultralytics' Results that hold their picture; give the image"
+            )
         rgb = read_image(found.bgr[..., ::-1] if found.bgr.ndim == 3 else found.bgr)
     size = (rgb.shape[0], rgb.shape[1])
     if found.size not in (None, size):
         raise ProposalError(f"detections are of an image {found.size}, this one is {size}: both are (height, width)")
     if weight is not None and found.scores is None and len(found):
-        raise ProposalError("weight mixes in the detections' confidence, and they have none; leave it out")
+        raise ProposalError("weight mixes in the detections' confidence, but they have none; leave it out")
     classify = classify or _default()
     names = (*label_set.names, UNLABELLED)
     width = classify.backbone.embed_dim
@@ -115,19 +118,20 @@ def label_detections(
 
 
 def regions_of(found: Found, size: tuple[int, int]) -> tuple[Proposals, np.ndarray]:
-    """The masks of detections on an image (H, W), or their boxes, of a mask without a pixel the box; and whose they
-    are, bool (N,): not of those whose box has no area within the image either.
+    """Return the masks of detections on an image (H, W), or their boxes; a mask without a pixel becomes its box.
+
+    Also return which detections have a region, bool (N,): not those whose box has no area within the image either.
 
     Raises:
-        ProposalError: what does not fit the image, such as boxes whose far corner is before the near one, or which are
-            all outside; or another number of masks than of boxes.
+        ProposalError: If they do not fit the image, such as boxes with swapped corners or all outside, or the numbers
+            of masks and boxes differ.
     """
     if found.masks is None:
         corners, seen = detected_boxes(found.boxes, size)
         return Proposals.from_boxes(corners[seen], size), seen
     masks = Proposals.from_masks(found.masks, size)
     if len(masks) != len(found):
-        raise ProposalError(f"{len(masks)} masks for {len(found)} boxes: one each")
+        raise ProposalError(f"{len(masks)} masks for {len(found)} boxes; there must be one for each")
     seen = masks.areas > 0
     empty = np.flatnonzero(~seen)
     if not len(empty):
@@ -145,7 +149,7 @@ def _default() -> RegionClassifier:
 
 
 def _joined(vectors: dict[str, torch.Tensor], weights: Any, count: int, width: int) -> np.ndarray:
-    """One unit row a region of those of several operators, weighted as their judgements are."""
+    """Average the embeddings of several operators, weighted as their scores are, to one unit row per region."""
     rows = torch.zeros(count, width)
     for operator, own in vectors.items():
         rows += weights[operator] * own.float().cpu()

@@ -1,8 +1,7 @@
-"""A detector's objectness and CLIP's class probabilities made one score, in log space.
+"""Fuse a detector's objectness and CLIP's class probabilities into one score, in log space.
 
-Both are judgements of the same boxes: the detector says whether there is an object, CLIP says which. Their weighted
-geometric mean is what RegionCLIP (CVPR 2022, equal weights) and F-VLM (ICLR 2023) rank detections by. Shape letters:
-N boxes, C classes.
+Both judge the same boxes: the detector says whether there is an object, CLIP says which. RegionCLIP (CVPR 2022, equal
+weights) and F-VLM (ICLR 2023) rank detections by their weighted geometric mean. Shape letters: N boxes, C classes.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from densevl.proposals.checks import as_array
 from densevl.regions.fusion import ScoreSource, fuse
 
 WEIGHT = 0.5
-_SURE = 1 - 1e-6  # no detector is surer than this, so that background is never ruled out
+_SURE = 1 - 1e-6  # cap on objectness, so that background always has some probability
 
 
 def as_tensor(given: Any, device: Any = None, *, what: str = "numbers") -> torch.Tensor:
-    """A float32 tensor of an array, a list, a tensor, or detectron2's `Boxes`.
+    """Convert an array, a list, a tensor, or detectron2's `Boxes` to a float32 tensor.
 
     Raises:
-        ProposalError: anything else. NaN or infinity.
+        ProposalError: If it is anything else, or holds NaN or infinity.
     """
     if not isinstance(given, torch.Tensor):
         given = torch.from_numpy(as_array(given, what, "of numbers"))
@@ -35,22 +34,24 @@ def as_tensor(given: Any, device: Any = None, *, what: str = "numbers") -> torch
 
 
 def objectness(scores: Any, background: int = 0) -> torch.Tensor:
-    """How sure a detector is of each box, whatever its classes: float32 (N,).
+    """Return how sure a detector is of each box, over all its classes: float32 (N,).
 
     Args:
-        scores: probabilities, array or tensor: (N,), taken as they are, or (N, K) with a column for background.
-        background: that column: 0 as torchvision has it, -1 as mmdet and detectron2.
+        scores: probabilities, array or tensor: (N,), used directly, or (N, K) with a column for background.
+        background: that column: 0 as in torchvision, -1 as in mmdet and detectron2.
 
     Raises:
-        ProposalError: another shape, or numbers outside 0..1, such as logits.
+        ProposalError: If the shape is another, or numbers are outside 0..1, such as logits.
     """
     found = as_tensor(scores, what="detector scores")
     if found.ndim not in (1, 2) or (found.ndim == 2 and found.shape[1] < 2):
-        raise ProposalError(f"detector scores of shape {tuple(found.shape)}: (N,), or (N, classes and background)")
+        raise ProposalError(
+            f"detector scores of shape {tuple(found.shape)}: must be (N,), or (N, classes and background)"
+        )
     if not bool(((found >= 0) & (found <= 1 + 1e-4)).all()):
         raise ProposalError(
-            f"detector scores span {float(found.min()):.4g} to {float(found.max()):.4g}: probabilities, 0 to 1; take "
-            "softmax or sigmoid first, or divide percentages by 100"
+            f"detector scores span {float(found.min()):.4g} to {float(found.max()):.4g}: they must be "
+            "probabilities, 0 to 1; take softmax or sigmoid first, or divide percentages by 100"
         )
     return (1 - found[:, background] if found.ndim == 2 else found).clamp(0, 1)
 
@@ -62,25 +63,25 @@ def fused_probs(
     *,
     weight: float | Sequence[float] | torch.Tensor = WEIGHT,
 ) -> torch.Tensor:
-    """Probabilities of every class, and of background in the LAST column: float32 (N, C + 1), rows sum to 1.
+    """Return probabilities of every class, and of background in the LAST column: float32 (N, C + 1), rows sum to 1.
 
-    A class has objectness^(1 - w) * p^w, background (1 - objectness)^(1 - w) * nothing^w, normalised; where CLIP was
-    given no background words, background is (1 - objectness) alone.
+    A class has objectness^(1 - w) * p^w, background (1 - objectness)^(1 - w) * nothing^w, normalised. If CLIP had no
+    background words, background is (1 - objectness) alone.
 
     Args:
-        objectness_N: of each box, 0..1. probs: (N, C) CLIP's. nothing: (N,) CLIP's probability of what is no class, or
-            None. weight: w, CLIP's say, or one for each class (F-ViT: 0.2 for classes the detector was trained on, 0.45
-            for others).
+        objectness_N: of each box, 0..1. probs: (N, C) CLIP's. nothing: (N,) CLIP's probability of no class, or None.
+        weight: w, CLIP's share, or one for each class (F-ViT: 0.2 for classes the detector was trained on, 0.45 for
+            others).
 
     Raises:
-        ProposalError: other numbers of boxes, or a weight outside 0..1.
+        ProposalError: If the numbers of boxes differ, or a weight is outside 0..1.
     """
     p_NC = as_tensor(probs, objectness_N.device, what="probabilities")
     if p_NC.ndim != 2 or len(p_NC) != len(objectness_N):
-        raise ProposalError(f"{len(objectness_N)} boxes with probabilities {tuple(p_NC.shape)}: (N, classes)")
+        raise ProposalError(f"{len(objectness_N)} boxes with probabilities {tuple(p_NC.shape)}: must be (N, classes)")
     clip_C = torch.as_tensor(weight, dtype=torch.float32, device=p_NC.device).expand(p_NC.shape[1])
     if not bool(((clip_C >= 0) & (clip_C <= 1)).all()):
-        raise ProposalError(f"weight is {weight}; it is CLIP's share, 0 to 1")
+        raise ProposalError(f"weight is {weight}; it must be CLIP's share, 0 to 1")
     rest_N = torch.zeros(len(p_NC), device=p_NC.device) if nothing is None else as_tensor(nothing, p_NC.device)
     worded = bool((rest_N > 0).any())
     rest_N = torch.where(p_NC.sum(dim=1) > 0, rest_N, 1.0)  # an empty region

@@ -1,4 +1,4 @@
-"""A torchvision detector with any words for classes: its boxes, named by CLIP, its confidence and CLIP's made one.
+"""A torchvision detector with words for classes: CLIP names its boxes, and both confidences are fused.
 
 Conventions are torchvision's: background is class 0, labels start at 1, scores above 0.05, NMS at 0.5 in each class,
 100 detections. Shape letters: N boxes, K the detector's own classes with background, C classes asked for.
@@ -51,25 +51,25 @@ def rescore(
 
     Args:
         boxes: (N, 4) x0, y0, x1, y1 in pixels, array or tensor.
-        det_scores: (N,) how sure the detector is of an object, or (N, K) its softmax with background first.
+        det_scores: (N,) objectness from the detector, or (N, K) its softmax with background first.
         probs, nothing: `probs` (N, C) and `nothing` (N,) of a `RegionResult` of these boxes.
-        weight: CLIP's say beside the detector's, or one for each class; see `fused_probs`.
-        image_size: (H, W), to cut boxes to; None leaves them. score_thresh, nms_thresh, detections_per_img: as in
+        weight: CLIP's share beside the detector's, or one for each class; see `fused_probs`.
+        image_size: (H, W), to clip boxes to; None leaves them. score_thresh, nms_thresh, detections_per_img: as in
             torchvision.
         parts: also drop boxes of which more than this share lies within a larger one of the same label (BIRDet).
 
     Returns:
-        boxes float32 (D, 4), labels int64 (D,) from 1, scores float32 (D,), best first, and index int64 (D,): which of
-        the N boxes.
+        boxes float32 (D, 4), labels int64 (D,) from 1, scores float32 (D,), best first, and index int64 (D,): the
+        index among the N boxes.
 
     Raises:
-        ProposalError: shapes that do not fit each other, or scores that are no probabilities.
+        ProposalError: If shapes do not fit each other, or scores are not probabilities.
     """
     corners = as_tensor(boxes, what="boxes")
     corners = corners.reshape(0, 4) if corners.numel() == 0 else corners
     sure = objectness(det_scores, background=0).to(corners.device)
     if corners.shape != (len(sure), 4):
-        raise ProposalError(f"boxes of shape {tuple(corners.shape)} for {len(sure)} scores: ({len(sure)}, 4)")
+        raise ProposalError(f"boxes of shape {tuple(corners.shape)} for {len(sure)} scores: must be ({len(sure)}, 4)")
     if image_size is not None:
         refuse_normalised(corners.cpu().double().numpy(), image_size)
         corners = clip_boxes_to_image(corners, image_size)
@@ -84,15 +84,15 @@ def rescore(
 
 
 def wholes(boxes: torch.Tensor, labels: torch.Tensor, parts: float | None) -> torch.Tensor:
-    """Which boxes (N, 4) are no part of a larger one of their label (N,): bool (N,); `parts` as `rescore` takes it.
+    """Return which boxes (N, 4) are not part of a larger one of their label (N,): bool (N,); for `parts` see `rescore`.
 
     Raises:
-        OptionError: a share outside 0..1.
+        OptionError: If the share is outside 0..1.
     """
     if parts is None:
         return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
     if not 0 < parts <= 1:
-        raise OptionError(f"parts is {parts}; it is the share of a box within a larger one, above 0, up to 1")
+        raise OptionError(f"parts is {parts}; it must be the share of a box within a larger one, above 0, up to 1")
     low, high = (
         torch.maximum(boxes[:, None, :2], boxes[None, :, :2]),
         torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:]),
@@ -107,25 +107,26 @@ def wholes(boxes: torch.Tensor, labels: torch.Tensor, parts: float | None) -> to
 def candidates(
     detector: nn.Module, images: Sequence[torch.Tensor], *, top: int = 100, nms_thresh: float = 0.7
 ) -> list[Detection]:
-    """Boxes that may hold an object of any class, before the detector's own classes decide.
+    """Return boxes that may hold an object of any class, before the detector's own classes decide.
 
-    Of an R-CNN each proposal is refined as its best class would have it, and scored 1 - p(background). Of a detector
-    without RoI heads (RetinaNet, FCOS, SSD) its detections are taken.
+    For an R-CNN, each proposal is refined for its best class, and its score is 1 - p(background). For a detector
+    without RoI heads (RetinaNet, FCOS, SSD), its detections are used.
 
     Args:
-        detector: of torchvision, in eval mode. images: float (3, H, W), 0..1, as it takes them.
-        top: at most so many an image, the surest; nms_thresh: of the NMS among them, whatever their class.
+        detector: of torchvision, in eval mode. images: float (3, H, W), 0..1, as torchvision expects.
+        top: keep at most this many per image, those with the best scores. nms_thresh: of the NMS among them, across
+            classes.
 
     Returns:
-        For each image boxes float32 (N, 4) in its pixels, scores float32 (N,), and, of a Mask R-CNN, masks float32
+        For each image boxes float32 (N, 4) in its pixels, scores float32 (N,), and, for a Mask R-CNN, masks float32
         (N, 1, H, W), 0..1.
 
     Raises:
-        ModelError: no torchvision detector, one in training mode, or one in half precision.
+        ModelError: If this is not a torchvision detector, or it is in training mode or half precision.
     """
     check_detector(detector)
     if name := next((type(one).__name__ for one in detector.modules() if one.training), None):
-        raise ModelError(f"{name} of the detector is in training mode; call detector.eval() first")
+        raise ModelError(f"{name} in the detector is in training mode; call detector.eval() first")
     images = [image.to(_precision(detector, image)) for image in images]
     if not images:
         return []
@@ -167,7 +168,7 @@ def candidates(
 
 
 class OpenVocabularyDetector(nn.Module):
-    """A torchvision detector whose classes are words: images in, dicts out, as the detector itself.
+    """A torchvision detector whose classes are words: images in, dicts out, like the detector itself.
 
     Examples:
         >>> detector = torchvision.models.detection.maskrcnn_resnet50_fpn(weights="DEFAULT")
@@ -189,19 +190,19 @@ class OpenVocabularyDetector(nn.Module):
         detections_per_img: int = 100,
         parts: float | None = None,
     ) -> None:
-        """Wrap a detector; it is put into eval mode.
+        """Wrap a detector and put it into eval mode.
 
         Args:
             detector: Faster or Mask R-CNN, or another module that takes a list of images and returns a dict of boxes
-                and scores for each, as torchvision's do. What other detectors find `label_detections` names.
-            classify: names its boxes, or its masks where it has some; its proposer is not used. labels: the classes.
+                and scores for each, as torchvision's do. For other detectors use `label_detections`.
+            classify: names its boxes, or its masks if it has some; its proposer is not used. labels: the classes.
             weight, score_thresh, nms_thresh, detections_per_img, parts: see `rescore`.
             background: see `RegionClassifier`.
-            top: boxes of an image that are named; see `candidates`.
+            top: boxes per image to name; see `candidates`.
 
         Raises:
-            LabelError: unusable labels.
-            ModelError: no torchvision detector, or one whose weights are damaged.
+            LabelError: If the labels are unusable.
+            ModelError: If this is not a torchvision detector, or its weights are damaged.
         """
         super().__init__()
         check_detector(detector)
@@ -214,15 +215,15 @@ class OpenVocabularyDetector(nn.Module):
             "detections_per_img": detections_per_img,
             "parts": parts,
         }
-        wholes(torch.zeros(0, 4), torch.zeros(0), parts)  # an impossible share fails at once
+        wholes(torch.zeros(0, 4), torch.zeros(0), parts)  # refuse an impossible share now
         self.set_labels(labels)
         self.eval()
 
     def set_labels(self, labels: Labels) -> None:
-        """Take other classes; nothing is trained or loaded anew. What the user should know of them is a warning.
+        """Replace the classes; nothing is trained or loaded again. Notes on the words are warnings.
 
         Raises:
-            LabelError: unusable.
+            LabelError: If the labels are unusable.
         """
         self.labels = LabelSet.parse(labels)
         for text in self.classify.warnings(self.labels, self.background):
@@ -230,23 +231,23 @@ class OpenVocabularyDetector(nn.Module):
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Names by label, "__background__" first, as torchvision's weights list them."""
+        """Names by label, "__background__" first, as in the metadata of torchvision's weights."""
         return ("__background__", *self.labels.names)
 
     @torch.no_grad()
     def forward(self, images: Sequence[torch.Tensor]) -> list[Detection]:
-        """Detect.
+        """Detect objects.
 
         Args:
-            images: a list of tensors (3, H, W), float 0..1, RGB, of any sizes; or of what else `read_image` takes.
+            images: a list of tensors (3, H, W), float 0..1, RGB, of any sizes, or of other inputs of `read_image`.
 
         Returns:
             For each image boxes float32 (D, 4), labels int64 (D,) from 1, scores float32 (D,), and masks float32
             (D, 1, H, W) if the detector makes masks.
 
         Raises:
-            DensevlError: in training mode.
-            ImageError: no images, such as tensors of 0..255 as floats.
+            DensevlError: If this module is in training mode.
+            ImageError: If an input is not an image, such as a float tensor of 0..255.
         """
         if self.training:
             raise DensevlError("the detector is in training mode; call eval() first")
@@ -273,7 +274,7 @@ class OpenVocabularyDetector(nn.Module):
         return found
 
     def _tensor(self, image: Any) -> torch.Tensor:
-        """An image as the detector takes it; tensors of floats stay as they are."""
+        """Return an image as the detector takes it; float tensors are passed through."""
         rgb = read_image(image)
         if isinstance(image, torch.Tensor) and image.is_floating_point():
             return image
@@ -282,10 +283,10 @@ class OpenVocabularyDetector(nn.Module):
 
 
 def check_detector(detector: Any) -> None:
-    """Refuse what is no module of torchvision's kind, before it is touched.
+    """Refuse objects that are not modules of torchvision's kind, before touching them.
 
     Raises:
-        ModelError: it is something else.
+        ModelError: If it is something else.
     """
     own = packages(detector)
     name, strange = type(detector).__name__, own & OTHERS
@@ -293,28 +294,28 @@ def check_detector(detector: Any) -> None:
     if isinstance(detector, type):
         raise ModelError(f"{detector.__name__} is a class, not a detector; make one: {detector.__name__}(...)")
     if strange or not isinstance(detector, nn.Module):
-        raise ModelError(f"{name}{f' of {min(strange)}' if strange else ''} is no torchvision detector; {way}")
+        raise ModelError(f"{name}{f' of {min(strange)}' if strange else ''} is not a torchvision detector; {way}")
     for module in detector.modules():
         if "mode" not in inspect.signature(type(module).train).parameters:  # eval() calls train(False)
-            raise ModelError(f"{name} holds a {type(module).__name__}, whose train() is no switch but trains; {way}")
+            raise ModelError(f"{name} holds a {type(module).__name__}, whose train() starts training; {way}")
 
 
 def check_weights(detector: nn.Module) -> None:
-    """Refuse weights that are no numbers: a detector of such finds nothing, and says nothing.
+    """Refuse weights that are not numbers: with them a detector silently finds nothing.
 
     Raises:
-        ModelError: NaN or infinity.
+        ModelError: If a weight is NaN or infinite.
     """
     for name, weight in detector.named_parameters():
         if not bool(torch.isfinite(weight).all()):
-            raise ModelError(f"weights {name} of {type(detector).__name__} hold NaN or infinity: load sound ones")
+            raise ModelError(f"weights {name} of {type(detector).__name__} hold NaN or infinity; load intact weights")
 
 
 def _precision(detector: nn.Module, image: torch.Tensor) -> torch.dtype:
-    """What images are computed in.
+    """Return the precision to compute images in.
 
     Raises:
-        ModelError: half precision, in which torchvision has no NMS, and boxes beyond 2048 pixels are off by one.
+        ModelError: If it is half precision: torchvision has no NMS for it, and boxes beyond 2048 pixels are off by one.
     """
     own = next((weight.dtype for weight in detector.parameters() if weight.is_floating_point()), torch.float32)
     if own not in (torch.float32, torch.float64):

@@ -162,7 +162,7 @@ def test_a_box_outside_the_image_is_background(classify, photo) -> None:
 @pytest.mark.parametrize(
     ("boxes", "scores", "match"),
     [
-        (np.zeros((2, 320)), [0.5, 0.5], "of a box for each class take that of its best"),
+        (np.zeros((2, 320)), [0.5, 0.5], "a box for each class, take that of the best"),
         (np.zeros((2, 4)), [0.5], "for 1 scores"),
         (np.zeros((1, 4)), [7.0], "span 7 to 7"),
         (np.array([[0, 0, np.nan, 5]]), [0.5], "box 0"),

@@ -107,7 +107,7 @@ def test_other_results_are_one_line(yolo, results, photo, classify) -> None:
         "no boxes": hand_made(kind, photo, probs=torch.ones(3)),
         "give what the detector returns": yolo,
         "those of one image": results * 2,
-        "is no number": hand_made(kind, photo, boxes=torch.tensor([[1, 2, 30, 40, float("nan"), 0]])),
+        "is not a number": hand_made(kind, photo, boxes=torch.tensor([[1, 2, 30, 40, float("nan"), 0]])),
     }
     for said, given in wrong.items():
         with pytest.raises(ProposalError, match=said) as caught:
