@@ -98,7 +98,7 @@ def analyse(
     if labels and asked.root is not None:
         raise OptionError("--root is for benchmarks; with --labels, name the photos in place of a benchmark")
     if labels and what in {name for name, _ in BENCHMARKS} and not Path(what).exists():
-        raise OptionError(f"{what} is a benchmark, and --labels is for photos: name a file or folder, or leave it out")
+        raise OptionError(f"{what} is a benchmark, but --labels is for photos: name a file or folder, or leave it out")
     words: dict[str, Any] = {
         "only": wanted,
         "distractors": distractors,
@@ -111,13 +111,13 @@ def analyse(
         how: dict[str, Any] = {**words, "show": status.update, "tell": warn}
         found = analyses.analyse_photos(what, labels, asked, **how) if labels else analyses.analyse(asked, **how)
     files = analysis_report.write(found, out)
-    told = [(name, own) for name, own in analysis_report.summary(found) if own.advice]
+    advised = [(name, own) for name, own in analysis_report.summary(found) if own.advice]
     facts = {
         "analyses": [analysis.name for analysis in found.done],
         "left out": {own.name: own.reason for own in found.left},
-        "advice": [{"analysis": name, "text": own.text, "advice": own.advice} for name, own in told],
+        "advice": [{"analysis": name, "text": own.text, "advice": own.advice} for name, own in advised],
         "report": str(files[0]),
     }
-    lines = [f"{name}: {own.text} {own.advice}" for name, own in told]
+    lines = [f"{name}: {own.text} {own.advice}" for name, own in advised]
     lines += [f"left out: {own.name}: {own.reason}" for own in found.left]
     say(facts, "\n".join([*lines, f"report in {files[0]}"]), as_json)

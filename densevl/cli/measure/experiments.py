@@ -74,24 +74,24 @@ OUT = "densevl-out/eval"
 
 
 def experiment(ctx: typer.Context, what: str = "", **settings: Any) -> Experiment:
-    """The experiment that WHAT, or `what`, and the options given name; what was not given is the config's."""
+    """Build the experiment from WHAT (or `what`) and the options given; others are the config's."""
     from dataclasses import fields
 
     from densevl.evaluation import Experiment
     from densevl.evaluation.config import is_config, load_experiment, merged, parse_change
 
-    def said(name: str) -> bool:
+    def is_given(name: str) -> bool:
         source = ctx.get_parameter_source(name)
         return source is not None and source.name == "COMMANDLINE"
 
-    given = {name: value for name, value in ctx.params.items() if said(name)}
+    given = {name: value for name, value in ctx.params.items() if is_given(name)}
     settings |= {entry.name: given[entry.name] for entry in fields(Experiment) if entry.name in given}
     if "ignore" in given:
         settings["ignore"] = numbers(given["ignore"])
     if "measures" in given:
         settings["measures"] = [name.strip() for name in given["measures"].split(",")]
-    if said_of_words := text_options(given):
-        settings["text"] = said_of_words
+    if word_options := text_options(given):
+        settings["text"] = word_options
     if windows := {name: given[name] for name in WINDOWS if name in given}:
         settings["protocol"] = {**windows, **({"crop": windows["crop"] or None} if "crop" in windows else {})}
     for text in given.get("changes", ()):
@@ -105,7 +105,7 @@ def experiment(ctx: typer.Context, what: str = "", **settings: Any) -> Experimen
 
 
 def numbers(text: str) -> list[int | str]:
-    """Numbers with commas between; words stay as they are."""
+    """Parse numbers separated by commas. Words are kept."""
     return [int(part) if part.isdecimal() else part for part in map(str.strip, text.split(","))]
 
 

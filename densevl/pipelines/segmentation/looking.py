@@ -70,11 +70,11 @@ class Looker:
     _proposer: Proposer | None
 
     def segments(self, rgb: np.ndarray, given: Any = None) -> Segments | None:
-        """The segments of a photo: those given, else proposed, else clusters of a recipe that has some, else None.
+        """Return a photo's segments: those given, else proposed, else clusters if the recipe has them, else None.
 
         Raises:
-            ProposalError: unusable regions.
-            RecipeError: there are none, and the recipe or a refinement needs some.
+            ProposalError: If the regions are unusable.
+            RecipeError: If there are none and the recipe or a refinement needs them.
         """
         if given is not None:
             return Segments.parse(given, rgb.shape[:2])
@@ -89,15 +89,15 @@ class Looker:
             who = f"recipe '{recipe.name}'" if recipe is not None and needs_some else f"refine '{reads}'"
             who = who if needs_some or self.banks is None else "a bank"
             raise RecipeError(
-                f"{who} works on segments of the photo: give each call regions=, an (H, W) integer map or (M, H, W) "
-                "masks, or let proposals='felzenszwalb' or 'superpixels', for drawings 'mini-sam' (--proposals), find "
-                "them"
+                f"{who} needs segments of the photo: give each call regions=, an (H, W) integer map or (M, H, W) "
+                "masks, or find them with proposals='felzenszwalb' or 'superpixels', or 'mini-sam' for drawings "
+                "(--proposals)"
             )
         return Segments.parse(self._proposer(rgb), rgb.shape[:2], proposed=True)
 
     @torch.no_grad()
     def _clusters(self, rgb: np.ndarray) -> Segments | None:
-        """Clusters of patches by the likeness that the recipe gives, of the whole photo at the model's own size."""
+        """Cluster patches of the whole photo, at the model's own size, by the recipe's affinity."""
         side = min(self.backbone.picture_size)
         pixels, _ = feed(rgb, self.backbone, replace(self.protocol, short_side=side, crop=None, stride=None))
         dense = self.backbone.encode_dense(pixels, self.recipe)
@@ -107,7 +107,7 @@ class Looker:
         return Segments(ids.cpu() + 1, clustered=True)
 
     def look(self, rgb: np.ndarray, labels: LabelSet, policy: Background, segments: Segments | None) -> Evidence:
-        """Score a uint8 RGB photo by the model and its recipe, at every view; nothing is decided yet."""
+        """Score a uint8 RGB photo with the model and its recipe, at every view. Nothing is decided yet."""
         text, heard = self.words.for_photo(rgb, labels, policy), Heard()
         foreground_T = text.classes != NOTHING
         tell = heard if self.upsampling is not None else None
@@ -135,14 +135,14 @@ class Looker:
         prompts_MTD: torch.Tensor | None = None,
         tell: Callable[[DenseFeatures], None] | None = None,
     ) -> tuple[torch.Tensor, WindowGrid]:
-        """Score a uint8 RGB photo against rows of the joint space at every view: (1, Y, X, T) float32, and its grid.
+        """Score a uint8 RGB photo against rows of the joint space at every view: (1, Y, X, T) float32, with its grid.
 
         Args:
-            foreground_T: (T,) bool, which rows are classes and not background words; None is all.
+            foreground_T: (T,) bool, True for classes and False for background words; None means all are classes.
             prompts_MTD: see `token_scores`.
-            tell: is given the features of the first view; see `window_scores`.
+            tell: receives the features of the first view; see `window_scores`.
         """
-        told = [tell]
+        first_view = [tell]
 
         def score(pixels: torch.Tensor, windows: WindowGrid, hints: Hints) -> tuple[torch.Tensor, WindowGrid]:
             return window_scores(
@@ -155,7 +155,7 @@ class Looker:
                 proxy_scope=self.proxy_scope,
                 foreground_T=foreground_T,
                 prompts_MTD=prompts_MTD,
-                tell=told.pop() if told else None,
+                tell=first_view.pop() if first_view else None,
             )
 
         hints = self._hints(segments, rgb)
@@ -165,10 +165,10 @@ class Looker:
 
     @property
     def separable(self) -> bool:
-        """Whether windows of several photos may share a pass of the tower: `prepare`, `run` and `gather` then apply.
+        """Whether windows of several photos may share a pass of the tower, with `prepare`, `run` and `gather`.
 
-        Not so where a recipe reads something of its photo, or joins its windows, nor with views, banks, upsamplers or
-        image-fitted words.
+        False if the recipe reads something of its photo or joins its windows, and with views, banks, upsamplers or
+        words fitted to the image.
         """
         recipe = self.recipe
         alone = recipe is None or not (recipe.reads or recipe.stitch or recipe.spread)
@@ -176,15 +176,15 @@ class Looker:
         return alone and own == (None, None, None) and not self.words.classifier.options.needs_image
 
     def prepare(self, image: Any) -> Prepared:
-        """Read a photo, bring it to size and lay windows; nothing of the model runs.
+        """Read a photo, resize it and place its windows. The model does not run.
 
         Raises:
-            ImageError: unreadable image.
-            RecipeError: this segmenter is not `separable`.
+            ImageError: If the image is unreadable.
+            RecipeError: If this segmenter is not `separable`.
         """
         if not self.separable:
             raise RecipeError(
-                "windows of several photos cannot share a pass by this recipe, views, banks or text options"
+                "windows of several photos cannot share a pass with this recipe, views, banks or text options"
             )
         rgb = read_image(image)
         pixels, windows = feed(rgb, self.backbone, self.protocol)
@@ -199,10 +199,10 @@ class Looker:
         *,
         batch: int | None = None,
     ) -> list[tuple[Evidence, Segments | None]]:
-        """What `look` gives for each of several photos, and their segments; windows of one size share a pass.
+        """Return what `look` gives for each photo, with its segments. Windows of equal size share a pass.
 
         Args:
-            photos: uint8 RGB (H, W, 3), or prepared. batch: windows a pass of one photo alone; None is the device's.
+            photos: uint8 RGB (H, W, 3), or prepared. batch: windows per pass of a single photo; None suits the device.
         """
         rgbs = [photo.rgb if isinstance(photo, Prepared) else photo for photo in photos]
         segments = [self.segments(rgb) for rgb in rgbs]
@@ -225,15 +225,14 @@ class Looker:
         return [(found[index], own) for index, own in enumerate(segments)]
 
     def _alone(self, prepared: Prepared, labels: LabelSet, policy: Background, batch: int | None) -> Evidence:
-        """Score a photo in passes of its own."""
+        """Score a photo in its own passes."""
         text, windows = self.words.for_photo(prepared.rgb, labels, policy), prepared.windows
         size = batch_size(batch, self.backbone.device, math.prod(windows.window))
         parts = windows.batches(prepared.pixels, size)
         return self._laid(torch.cat([self.score(self.run(part), text) for part in parts]), windows, text)
 
     def share(self, photo: np.ndarray | Prepared, batch: int | None = None) -> float:
-        """What part of a pass the windows of a photo, uint8 RGB or prepared, take; 1 where they share it with no other
-        photo's."""
+        """Return the share of a pass that a photo's windows (uint8 RGB or prepared) take; 1 if it is not shared."""
         if not self.separable:
             return 1.0
         if isinstance(photo, Prepared):
@@ -245,18 +244,18 @@ class Looker:
         return len(windows) / batch_size(batch, self.backbone.device, math.prod(windows.window))
 
     def run(self, parts: torch.Tensor) -> DenseFeatures:
-        """Run windows (n, 3, h, w) of any photos, all of one size, through the tower in one pass."""
+        """Run windows (n, 3, h, w) of any photos through the tower in one pass. All have the same size."""
         return self.backbone.encode_dense(parts, self.recipe)
 
     def score(self, dense: DenseFeatures, text: TextEmbeddings) -> torch.Tensor:
-        """Score a vocabulary at every token of a pass: (B, h, w, T)."""
+        """Score the texts at every token of a pass: (B, h, w, T)."""
         return token_scores(self.backbone, dense, text.vectors, text.classes != NOTHING, text.prompts)
 
     def gather(self, prepared: Prepared, dense: DenseFeatures, labels: LabelSet, policy: Background) -> Evidence:
-        """Score what `run` gave for the windows of one photo, in order: the same as `look` gives.
+        """Score what `run` returned for one photo's windows, in order. The result is that of `look`.
 
         Args:
-            dense: of all windows of the photo; `DenseFeatures.part` cuts it out of a larger pass.
+            dense: features of all windows of the photo; `DenseFeatures.part` cuts them out of a larger pass.
         """
         text = self.words.for_photo(prepared.rgb, labels, policy)
         return self._laid(self.score(dense, text), prepared.windows, text)
@@ -266,10 +265,10 @@ class Looker:
         return Evidence(levelled(windows.assemble(scores, 1), text), windows, text)
 
     def policy(self, background: BackgroundSpec = "auto") -> Background:
-        """The background policy of a call: the segmenter's own for "auto".
+        """Return the background policy of a call: the segmenter's own for "auto".
 
         Raises:
-            OptionError: unusable.
+            OptionError: If it is unusable.
         """
         same = isinstance(background, str) and background == "auto"
         return self.background if same else self._require_heads(self._policy(background))
@@ -277,12 +276,12 @@ class Looker:
     def _require_heads(self, policy: Background) -> Background:
         if policy.foreground and getattr(self.backbone, "tower", None) is None:
             raise OptionError(
-                f"background 'foreground' reads a CLIP's own tower, which model '{self.backbone.name}' has not"
+                f"background 'foreground' reads the image tower of a CLIP, which model '{self.backbone.name}' lacks"
             )
         if policy.foreground and not isinstance(self.proxy, DinoiserHeads):
             raise OptionError(
-                "background 'foreground' is told by the heads of CLIP-DINOiser: take recipe 'dinoiser' with their file "
-                "as its proxy"
+                "background 'foreground' needs the heads of CLIP-DINOiser: take recipe 'dinoiser' with their file as "
+                "its proxy"
             )
         return policy
 
@@ -291,14 +290,14 @@ class Looker:
         if isinstance(background, str) and background == "auto":
             return default
         policy = Background.parse(background)
-        # Words and a threshold come beside the model's own "none of these", where it has one: the model may not know
-        # the words, and is always sure of the best of few.
+        # Words and a threshold are added to the model's own "none of these", if it has one: the model may not know the
+        # words, and with few classes it is always sure of the best one.
         asked = bool(policy.words or policy.scenes) or policy.threshold > 0
         return replace(policy, unknown=policy.unknown or (asked and default.unknown))
 
     @property
     def _pools(self) -> bool:
-        """Whether the recipe reads segments alone, so that nothing is outside of them."""
+        """Whether the recipe reads only segments, so that there is nothing outside of them."""
         return self.recipe is not None and "masks" in self.recipe.reads
 
     def _evidence(
@@ -310,7 +309,7 @@ class Looker:
         policy: Background,
         segments: Segments | None,
     ) -> Evidence:
-        """Scores, and of which pixels they are."""
+        """Return the scores with the pixels they apply to."""
         seen = segments.ids > 0 if self._pools and segments is not None else None
         found = Evidence(scores, windows, text, seen)
         if not policy.foreground:
@@ -322,7 +321,7 @@ class Looker:
         return found.within(objects(front, scores, windows, text.classes, (rgb.shape[0], rgb.shape[1])))
 
     def _hints(self, segments: Segments | None, rgb: np.ndarray) -> Hints:
-        """What the recipe reads besides the photo; segments at the size the photo is fed."""
+        """Collect what the recipe reads besides the photo. Segments are at the size the photo is fed."""
         reads = self.recipe.reads if self.recipe is not None else frozenset()
         hints = Hints(proxy=self.proxy if "proxy" in reads else None, sam=self.sam)
         if segments is None or self.recipe is None:
@@ -336,7 +335,7 @@ class Looker:
 
     @torch.no_grad()
     def _whole(self, rgb: np.ndarray) -> torch.Tensor:
-        """Dense features (D, h, w) of a photo in one window, not normalised."""
+        """Return dense features (D, h, w) of a photo in one window, not normalised."""
         if not has_features(self.recipe) or self.recipe is None:
             what = f"recipe or model '{self._method}'"
             raise RecipeError(f"{what} has no features for a text transform that reads the photo; take recipe sclip")
@@ -346,7 +345,7 @@ class Looker:
 
     @torch.no_grad()
     def _pooled(self, prompt: Prompt) -> torch.Tensor:
-        """The mean unit feature (D,) of a part of an image, by this recipe and these windows."""
+        """Return the mean unit feature (D,) of a part of an image, with this recipe and these windows."""
         if not has_features(self.recipe):
             what = f"recipe or model '{self._method}'"
             raise LabelError(f"{what} scores words and has no vector for a part of an image; take recipe sclip")
@@ -357,15 +356,15 @@ class Looker:
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """The prompt templates that are filled."""
+        """The prompt templates."""
         return self.words.classifier.templates
 
     def embed_text(self, labels: LabelSet, policy: Background) -> TextEmbeddings:
-        """Labels and background words as unit vectors; the last few vocabularies are kept."""
+        """Embed labels and background words as unit vectors. The last few vocabularies are cached."""
         return self.words.embed(labels, policy)
 
     def facts(self) -> dict[str, Any]:
-        """All that decides a result besides the photo, its segments and the labels, as resolved; ready for JSON."""
+        """Return everything that affects a result besides the photo, its segments and the labels, ready for JSON."""
         text = self.words.classifier
         return {
             "densevl": __version__,
@@ -400,7 +399,7 @@ class Looker:
         segments: Segments | None = None,
         seconds: float = 0.0,
     ) -> dict[str, Any]:
-        """What a result of an image says of its making."""
+        """Return the metadata of a result: what it was made with."""
         return {
             "versions": {"densevl": __version__, **_versions()},
             "image": os.fspath(image) if isinstance(image, (str, os.PathLike)) else None,
