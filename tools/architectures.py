@@ -1,8 +1,9 @@
-"""Whether every architecture of open_clip gives dense features, and refuses the weights of another in one line.
+"""Check that every architecture of open_clip gives dense features and refuses weights of another in one line.
 
     python -m tools.architectures [PATTERN]
 
-Networks are built on the meta device, so the largest takes no memory. A row an architecture; exits with 1 if one fails.
+Networks are built on the meta device, so even the largest takes no memory. Prints one row per architecture; exits with
+1 if one fails.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ OTHER = {
 
 @torch.no_grad()
 def dense(arch: str, config: dict[str, Any]) -> str:
-    """The grid of dense features of an image of three quarters of a square, in words."""
+    """Return the grid of dense features of an image of three quarters of a square, as text."""
     vision = {**config["vision_cfg"], "timm_model_pretrained": False}
     with torch.device("meta"):
         visual = _build_vision_tower(config["embed_dim"], CLIPVisionCfg(**vision), config.get("quick_gelu", False))
@@ -52,7 +53,7 @@ def dense(arch: str, config: dict[str, Any]) -> str:
 
 
 def refused(arch: str, weights: Path) -> str:
-    """How weights of another network are refused: as such, or for a text side whose config is not on this machine."""
+    """Describe how weights of another network are refused: as such, or for a text side whose config is missing here."""
     try:
         load_backbone(arch, weights, device="cpu")
     except DensevlError as error:
@@ -64,7 +65,7 @@ def refused(arch: str, weights: Path) -> str:
 
 
 def main(pattern: str = "*") -> int:
-    """Print the table; the number of architectures that fail."""
+    """Print the table and return the number of architectures that fail."""
     failed = 0
     names = [name for name in open_clip.list_models() if fnmatchcase(name, pattern)]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What the commands of several tools share: numbers within a range, new files and folders, one line for a mistake."""
+"""Arguments shared by several tools: numbers within a range, new files and folders, and one line for a mistake."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _passed_over: set[str] = set()
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises `OptionError` for wrong arguments, in one line and without the usage."""
+    """A parser that raises `OptionError` for wrong arguments, in one line and without the usage."""
 
     def error(self, message: str) -> NoReturn:
         """Raise the message."""
@@ -42,7 +42,7 @@ def number(
     above: float = -math.inf,
     below: float = math.inf,
 ) -> Callable[[str], float]:
-    """The `type` of an argument that is a finite number: of at least, of at most, above, below."""
+    """Return the `type` of an argument that is a finite number, with bounds: at least, at most, above, below."""
     limits = {"at least": least, "above": above, "at most": most, "below": below}
     told = " and ".join(f"{word} {limit}" for word, limit in limits.items() if math.isfinite(limit))
     wanted = f"{'a whole' if kind is int else 'a'} number {told}".strip()
@@ -64,24 +64,24 @@ COUNT = number(int, 1)
 SEED = number(int, 0, 2**63 - 1)
 THREADS = number(int, 1, 1024)
 SIDE = number(int, 16, 2048)
-"""Of rendered scenes, in pixels."""
+"""Options of rendered scenes, in pixels."""
 RATE = number(float, above=0, most=1)
-"""Of learning."""
+"""Options of training."""
 
 
 def option(default: float, about: str, kind: Callable[[str], float]) -> Any:
-    """A field of a dataclass that `add_options` makes an option of."""
+    """Declare a field of a dataclass that `add_options` turns into an option."""
     return field(default=default, metadata={"help": f"{about} (default %(default)s)", "type": kind})
 
 
 def add_options(parser: argparse.ArgumentParser, plan: type) -> None:
-    """Add every field of a dataclass, each made by `option`."""
+    """Add an option for every field of a dataclass, each made by `option`."""
     for own in fields(plan):
         parser.add_argument(f"--{own.name.replace('_', '-')}", default=own.default, **own.metadata)
 
 
 def chosen(plan: type[Made], given: argparse.Namespace) -> Made:
-    """The dataclass by the options that `add_options` added."""
+    """Build the dataclass from the options that `add_options` added."""
     return plan(**{own.name: getattr(given, own.name) for own in fields(plan)})  # type: ignore[arg-type]
 
 
@@ -95,10 +95,10 @@ def add_scenes(commands: Any, about: str, count: int, least: int, seed: int) -> 
 
 
 def new_file(path: Path, suffix: str = ".safetensors") -> None:
-    """Refuse a file that is there already, has another ending or cannot be written; ask before long work.
+    """Refuse a file that exists, has another extension or cannot be written; call before long work.
 
     Raises:
-        OutputError: it is refused.
+        OutputError: If it is refused.
     """
     if path.suffix != suffix:
         raise OutputError(f"{shown(path)} is no {suffix}; name a new {suffix} file")
@@ -108,10 +108,10 @@ def new_file(path: Path, suffix: str = ".safetensors") -> None:
 
 
 def new_folder(path: Path) -> None:
-    """Refuse a folder that holds something, or cannot be made.
+    """Refuse a folder that is not empty or cannot be made.
 
     Raises:
-        OutputError: it is refused.
+        OutputError: If it is refused.
     """
     writable(path)
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
@@ -122,7 +122,7 @@ def writable(path: Path) -> None:
     """Refuse a place where no file or folder can be made.
 
     Raises:
-        OutputError: it is refused.
+        OutputError: If it is refused.
     """
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -135,21 +135,21 @@ def writable(path: Path) -> None:
 
 
 def read_or_skip(path: Path) -> np.ndarray | None:
-    """A picture as uint8 RGB (H, W, 3), or None for one that cannot be read: a warning, and an exit status of 3."""
+    """Read a picture as uint8 RGB (H, W, 3). If it is unreadable, return None, warn, and set the exit status to 3."""
     try:
         return read_image(path)
     except ImageError as error:
-        if (message := f"passed over: {error}") not in _passed_over:  # however many epochs meet it
+        if (message := f"passed over: {error}") not in _passed_over:  # once, however many epochs read it
             _passed_over.add(message)
             logging.getLogger(__name__).warning(message)
         return None
 
 
 def still_finite(step: int, loss: float, tensors: Iterable[torch.Tensor] = ()) -> None:
-    """Refuse to go on with a training that has diverged.
+    """Refuse to continue a training run that has diverged.
 
     Raises:
-        DensevlError: the loss, or one of the tensors, is not finite.
+        DensevlError: If the loss or one of the tensors is not finite.
     """
     whole = all(bool(tensor.isfinite().all()) for tensor in tensors)
     if not whole or not math.isfinite(loss):
@@ -158,9 +158,9 @@ def still_finite(step: int, loss: float, tensors: Iterable[torch.Tensor] = ()) -
 
 
 def status(work: Callable[[], None]) -> int:
-    """Run a command; returns its exit status.
+    """Run a command and return its exit status.
 
-    It is 2 for a mistake of the user's, which is printed in one line; 3 if pictures were passed over; 0 otherwise.
+    It is 2 for a user's mistake, which is printed in one line, 3 if pictures were passed over, and 0 otherwise.
     """
     _passed_over.clear()
     try:

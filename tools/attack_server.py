@@ -1,9 +1,9 @@
-"""`densevl serve` with its own limits under the hostile requests of the tests, each of up to 10 MB.
+"""Send the hostile requests of the tests, each of up to 10 MB, to `densevl serve` with its own limits.
 
     python -m tools.attack_server --page docs/serve.md
 
-Each is sent in turn by `--clients` at once. A row a kind: how many were sent, how many of them were answered as they
-must be, the longest answer, and what memory grew by; meanwhile /healthz is asked by a process of its own. The first
+Each is sent in turn by `--clients` clients at once. Prints one row per kind: how many were sent, how many got the right
+answer, the longest time to answer, and how much memory grew. Meanwhile a separate process asks for /healthz. The first
 round warms up and is not counted.
 """
 
@@ -28,7 +28,7 @@ KINDS = {"forms": FORMS, "words": WORDS, "pictures": PICTURES, "addresses": PATH
 
 
 def attacked(address: str, size: int, attack: Attack) -> tuple[str, float]:
-    """What is wrong with the answer, and the seconds until it came."""
+    """Return what is wrong with the answer, and the seconds until it came."""
     data = attack.data(size)
     since = time.perf_counter()
     answer = exchange(address, data)
@@ -36,7 +36,7 @@ def attacked(address: str, size: int, attack: Attack) -> tuple[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """See the module text; exit code 1 if an answer is none that it must be."""
+    """See the module text. The exit code is 1 if an answer is wrong."""
     parser = Parser(prog="python -m tools.attack_server", description=__doc__)
     parser.add_argument("--size", type=COUNT, default=10_000_000, help="bytes of a request, where it may have any")
     parser.add_argument("--clients", type=COUNT, default=4)

@@ -1,9 +1,9 @@
-"""Ask pip-audit for known faults of the versions that are pinned, and say how many it could ask about.
+"""Ask pip-audit for known vulnerabilities of the pinned versions, and report how many it could check.
 
     make audit      # or: python -m tools.audit PIP_AUDIT requirements/tested.txt
 
-By itself pip-audit says "No known vulnerabilities found" where its service knows none of the packages, as behind a
-mirror. Exit code 1 if a pinned version has a known fault; without a network, a line says so and the exit code is 0.
+By itself, pip-audit says "No known vulnerabilities found" even if its service knows none of the packages, as behind a
+mirror. The exit code is 1 if a pinned version is vulnerable. Without a network, a line says so and the exit code is 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SECONDS = 300
 
 
 def report(told: Mapping[str, Any]) -> tuple[list[str], int]:
-    """What to say of pip-audit's JSON, and the exit code."""
+    """Return a message about pip-audit's JSON, and the exit code."""
     rows = told["dependencies"]
     asked = [row for row in rows if "skip_reason" not in row]
     lines = [
@@ -35,7 +35,7 @@ def report(told: Mapping[str, Any]) -> tuple[list[str], int]:
 
 
 def audit(program: str, pins: str) -> tuple[list[str], int]:
-    """Run pip-audit on a file of pins: what to say, and the exit code."""
+    """Run pip-audit on a file of pins; return a message and the exit code."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "audit.json")
         options = ["--no-deps", "--disable-pip", "--progress-spinner", "off", "--timeout", "10"]

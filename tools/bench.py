@@ -1,12 +1,12 @@
-"""The figures of docs/speed.md: python tools/bench.py --write. One thread; a part of them: --only protocol,plans.
+"""The figures of docs/speed.md: python tools/bench.py --write. One thread; --only protocol,plans runs a part of them.
 
     python tools/bench.py --only protocol      # the papers' protocol against bare passes, and its memory
     python tools/bench.py --model photo+vit    # a 448 x 448 photo
     python tools/bench.py --peers --write      # the tower against open_clip, OpenVINO and ONNX Runtime (extra "bench")
 
 Parts: protocol, vocabulary (1 to 1,000 labels), plans (windows and precisions), recipes (every one that borrows
-nothing), compile (what torch.compile gains), bare (our pass, open_clip's own, and the matrix products alone). Random
-ViT-B/16. `densevl bench` times a single method. Where a GPU is there the same parts run on it. Quality of plans:
+nothing), compile (gains of torch.compile), bare (our pass, open_clip's own, and the matrix products alone). They use a
+random ViT-B/16. `densevl bench` times a single method. If there is a GPU, the same parts run on it. Quality of plans:
 tools/bench_plans.py.
 """
 
@@ -45,7 +45,7 @@ PARTS = ("bare", "compile", "protocol", "vocabulary", "plans", "recipes")
 
 
 def cases(part: str) -> Iterator[Case]:
-    """The cases of a part."""
+    """Return the cases of a part."""
     if part == "protocol":
         for size in (SMALL, LARGE):
             for labels in (21, 171):
@@ -65,7 +65,7 @@ def cases(part: str) -> Iterator[Case]:
 
 
 def bare(backbone: Backbone, rounds: int, batch: int = 4) -> dict[str, Any]:
-    """Our pass by "vanilla", open_clip's own, and its matrix products alone, for a batch of windows: seconds."""
+    """Time our pass with "vanilla", open_clip's own, and its matrix products alone, for a batch of windows: seconds."""
     pixels = torch.randn(batch, 3, 224, 224, device=backbone.device)
     calls = {
         "ours": lambda: backbone.encode_dense(pixels, "vanilla"),
@@ -76,7 +76,7 @@ def bare(backbone: Backbone, rounds: int, batch: int = 4) -> dict[str, Any]:
 
 
 def compiled(backbone: Backbone, rounds: int, batch: int = 4) -> dict[str, Any]:
-    """Twelve runs of a block as trained, plain and by torch.compile: seconds, and those of compiling it."""
+    """Time twelve runs of a block, eager and with torch.compile: seconds, and the seconds of compilation."""
     tower: Any = backbone.tower  # type: ignore[attr-defined]
     grid = (224 // tower.patch_size,) * 2
     block = tower.view(0, grid)
@@ -94,7 +94,7 @@ def compiled(backbone: Backbone, rounds: int, batch: int = 4) -> dict[str, Any]:
 
 
 def bench_photo(name: str, rounds: int) -> dict[str, Any]:
-    """A model of photos on a 448 x 448 photo with five labels, text cached."""
+    """Time a model of photos on a 448 x 448 photo with five labels, text cached."""
     import densevl
     from densevl.images import read_image, resize
 
@@ -111,7 +111,7 @@ def bench_photo(name: str, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parse, measure, print rows of JSON; write the page if asked for."""
+    """Parse arguments, measure, print rows of JSON; write the page if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("random", "photo", "photo+vit", "photo+vit28"), default="random")
     parser.add_argument("--only", type=lambda words: words.split(","), default=list(PARTS))

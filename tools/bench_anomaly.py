@@ -1,9 +1,9 @@
-"""Every anomaly scoring on rendered surfaces with "mini": python -m tools.bench_anomaly [--damaged 3] [--threads 1].
+"""Measure anomaly scorings on rendered surfaces with "mini": python -m tools.bench_anomaly [--damaged 3] [--threads 1].
 
-Two sets of materials, which nothing was chosen on: "known" are half of the materials that mini was trained on (with
-scratches, holes and stains, on other pictures), "unseen" are four that no shipped model ever saw. Cracks were never
+Two sets of materials that nothing was tuned on: "known" is half of the materials that mini was trained on (with
+scratches, holes and stains, on other pictures), "unseen" is four that no shipped model ever saw. Cracks were never
 trained. The adapters of "adaptclip" learn from the other half of the known materials. All pictures of a material show
-parts of one surface; the first one or four flawless ones are the references. Figures are means over materials of
+parts of one surface; the first one or four flawless pictures are the references. Figures are means over materials of
 metrics that pool all pixels of a material, in per cent.
 """
 
@@ -56,7 +56,7 @@ Picture = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Material:
-    """A surface: what it is called, its flawless references, and test pictures with masks."""
+    """A surface: its name, its flawless references, and test pictures with masks."""
 
     name: str
     references: list[np.ndarray]
@@ -64,7 +64,7 @@ class Material:
 
 
 def known(flawless: int, damaged: int) -> Iterator[Material]:
-    """Every second material of the renderer."""
+    """Return every second material of the renderer."""
     for texture in solid_textures()[1::2]:
         maker = SurfaceMaker(SIZE, seed=SEED + texture, textures=(texture,), variants=1)
 
@@ -76,7 +76,7 @@ def known(flawless: int, damaged: int) -> Iterator[Material]:
 
 
 def unseen(flawless: int, damaged: int) -> Iterator[Material]:
-    """The materials of `tools.unseen_materials`."""
+    """Return the materials of `tools.unseen_materials`."""
     for index, name in enumerate(UNSEEN):
         yield _material(name, unseen_surfaces(name, SIZE, SEED + index), flawless, damaged)
 
@@ -88,7 +88,7 @@ def _material(name: str, picture: Any, flawless: int, damaged: int) -> Material:
 
 
 def base_set(sound: int = 8, damaged: int = 6) -> Iterator[Sample]:
-    """What adapters are trained on: the other known materials, without cracks."""
+    """Return the training data of adapters: the other known materials, without cracks."""
     for texture in solid_textures()[::2]:
         maker = SurfaceMaker(SIZE, seed=SEED - 500 + texture, textures=(texture,), variants=1)
         normal = maker.of(texture, None).image
@@ -98,7 +98,7 @@ def base_set(sound: int = 8, damaged: int = 6) -> Iterator[Sample]:
 
 
 def judge(backbone: Backbone, materials: list[Material], shots: int, **settings: Any) -> dict[str, float] | None:
-    """Means over materials, and the median processor time of an image in ms; None where a scoring needs references."""
+    """Return means over materials and the median CPU ms of an image; None where a scoring needs references."""
     found, times = [], []
     for material in materials:
         detector = AnomalyDetector(backbone, item=material.name, **settings)
@@ -118,7 +118,7 @@ def judge(backbone: Backbone, materials: list[Material], shots: int, **settings:
 
 
 def picture(backbone: Backbone) -> np.ndarray:
-    """A row per material: a sound part, a damaged one, the truth, the map by words and the map with one reference."""
+    """Draw a row per material: sound part, damaged part, truth, map by words and map with one reference."""
     tiles, titles = [], []
     for number, material in enumerate((*known(0, 1), *unseen(0, 1))):
         image, mask = material.pictures[number % len(DEFECTS)]

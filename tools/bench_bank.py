@@ -1,8 +1,8 @@
-"""What a bank brings on rendered scenes, by its size: python -m tools.bench_bank [--images 200] [--sizes 50,200,800].
+"""Gain of a bank on rendered scenes, by its size: python -m tools.bench_bank [--images 200] [--sizes 50,200,800].
 
-Test scenes are those of the model card in the style that `mini` never saw. The banks are other scenes: of that style,
-of the styles of training, and of that style with things that are none of the 20 asked for. `mini` gives the values,
-mini-sam the segments, a proxy the keys; labels of the bank's scenes are not used.
+Test scenes are those of the model card, in the style that `mini` never saw. The banks are other scenes: of that style,
+of the training styles, and of that style with things outside the 20 labels. `mini` gives the values, mini-sam the
+segments, a proxy the keys; labels of the bank's scenes are not used.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BANKS = {
 
 
 def bank_of(folder: Path, styles: tuple[str, ...], nouns: range, count: int, keys: str) -> Bank:
-    """A bank of so many scenes with two or three things."""
+    """Build a bank of `count` scenes with two or three things."""
     maker = SceneMaker(96, styles=styles, nouns=nouns, seed=SEED + 1000, objects=(2, 3), augment=False)
     photos = folder / "photos"
     photos.mkdir(parents=True)
@@ -61,12 +61,12 @@ def _masks(pixels: bytes, side: int) -> Proposals:
 
 
 def found_once(image: np.ndarray) -> Proposals:
-    """mini-sam's masks, found once of each test scene: they are most of the time."""
+    """Find mini-sam's masks once for each test scene: they take most of the time."""
     return _masks(image.tobytes(), len(image))
 
 
 def score(scenes: list[Scene], names: tuple[str, ...], **settings: Any) -> float:
-    """mIoU in per cent of a `Segmenter` with some settings."""
+    """Return the mIoU in per cent of a `Segmenter` with some settings."""
     segment = Segmenter("mini", proposals=found_once, **settings)
     total = np.zeros((BENCHMARK_NOUNS + 1, BENCHMARK_NOUNS + 1), np.int64)
     for scene in scenes:

@@ -1,19 +1,19 @@
 """A simulated person corrects labels of rendered scenes: python -m tools.bench_correct [--json FILE] [--chart FILE].
 
 The scenes are in Twemoji, a style that mini was not trained on, with 6 nouns that it knows and 6 that it never saw,
-whose words say nothing to it. Three ways to label 20 of them, with the same clicks at hand:
+whose words mean nothing to it. There are three ways to label 20 of them with the same clicks:
 
-- "scratch": a box around every object, 2 clicks, and its name; what is in no box is nothing.
-- "mended": the labels of words, of which the largest mistake is mended each time, and nothing is learned.
-- "learned": the same through `LabelSession`: every correction is an example for all photos, and the photo where words
+- "scratch": a box around every object, 2 clicks, and its name; anything outside the boxes is background.
+- "mended": start from the labels of words and correct the largest mistake each time; nothing is learned.
+- "learned": the same with `LabelSession`: every correction is an example for all photos, and the photo where words
   and corrections disagree most comes next.
 
-What a click takes is renamed if it is mostly the object: 1 click; else a box is drawn around the object, 2 clicks, from
-which mini-sam makes a mask. A photo without a mistake of over 2 % is done (with `--confirm` one more click says so, and
-all of it is an example then). mIoU counts the nouns and the background, on all pixels of the 20 photos, and for
-"untouched" on 20 others in the same session, on which nothing is ever clicked.
+If a segment at the click is mostly the object, it is renamed: 1 click. Otherwise a box around the object costs 2
+clicks, and mini-sam makes a mask of it. A photo without a mistake of over 2 % is done (with `--confirm`, one more click
+says so, and the whole photo becomes an example). mIoU counts the nouns and the background, on all pixels of the 20
+photos, and, for "untouched", on 20 others in the same session that are never clicked.
 
-Seeds 0 and 1 are those that `LIKE` and the rest of likeness.py were chosen on; the default is fresh ones, 10 and 11.
+`LIKE` and the rest of likeness.py were tuned on seeds 0 and 1; the default seeds are new ones, 10 and 11.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ TITLES = {
 
 
 def render(seed: int, count: int) -> list[tuple[Scene, np.ndarray]]:
-    """Scenes, and maps of the number of the noun in NOUNS, -1 for the background."""
+    """Return scenes, and maps of the index in NOUNS, -1 for the background."""
     maker = SceneMaker(SIZE, styles=("twemoji",), nouns=NOUNS, seed=seed, held_out=None, augment=False, objects=(2, 3))
     scenes = [maker.scene() for _ in range(count)]
     number = {noun: index for index, noun in enumerate(NOUNS)} | {-1: -1}
@@ -59,7 +59,7 @@ def render(seed: int, count: int) -> list[tuple[Scene, np.ndarray]]:
 
 
 def miou(found: list[np.ndarray], true: list[np.ndarray]) -> float:
-    """Over nouns and background, per cent."""
+    """Return the mean over nouns and background, in per cent."""
     f, t = np.concatenate([one.ravel() for one in found]), np.concatenate([one.ravel() for one in true])
     shares = [((f == c) & (t == c)).sum() / max(1, ((f == c) | (t == c)).sum()) for c in range(-1, len(NOUNS))]
     return 100 * float(np.mean(shares))
@@ -68,10 +68,10 @@ def miou(found: list[np.ndarray], true: list[np.ndarray]) -> float:
 def mend(
     shown: np.ndarray, units: np.ndarray, scene: Scene, true: np.ndarray, mended: np.ndarray
 ) -> dict[str, Any] | None:
-    """The largest mistake of a photo, but for what was mended, as arguments of `correct`; None if there is none.
+    """Return the largest uncorrected mistake of a photo as arguments of `correct`; None if there is none.
 
     Args:
-        units: what a click takes.
+        units: the segments that a click selects.
     """
     wrong = (shown != true) & ~mended
     pieces, count = ndimage.label(wrong)
@@ -96,7 +96,7 @@ def mend(
 
 
 def scratch(photos: list[tuple[Scene, np.ndarray]], sam: Any) -> Iterator[tuple[int, list[np.ndarray]]]:
-    """Clicks so far, and maps."""
+    """The clicks so far, and the maps."""
     maps, clicks = [np.full(true.shape, -1) for _, true in photos], 0
     yield 0, maps
     for own, (scene, true) in zip(maps, photos, strict=True):
@@ -110,7 +110,7 @@ def scratch(photos: list[tuple[Scene, np.ndarray]], sam: Any) -> Iterator[tuple[
 
 
 class Person:
-    """Corrects a session, and counts clicks."""
+    """Corrects a session and counts clicks."""
 
     def __init__(self, photos: list[tuple[Scene, np.ndarray]], session: LabelSession, names: list[str]) -> None:
         self.photos = {session.add(scene.image): (scene, true) for scene, true in photos}
@@ -119,7 +119,7 @@ class Person:
         self.mended = {name: np.zeros(true.shape, bool) for name, (_, true) in self.photos.items()}
 
     def step(self, first: bool, confirm: bool) -> bool:
-        """Look at the next photo and mend its largest mistake; False once all are done."""
+        """Look at the next photo and correct its largest mistake; return False once all are done."""
         left = [name for name, _ in self.session.order() if name in self.photos and name not in self.done]
         if not left:
             return False
@@ -150,12 +150,12 @@ class Fixed(LabelSession):
 
 
 def curve(found: list[tuple[int, float]]) -> list[float]:
-    """At each of MARKS what was reached by then."""
+    """Return the result at each of MARKS."""
     return [[value for clicks, value in found if clicks <= mark][-1] for mark in MARKS]
 
 
 def chart(means: dict[str, list[float]]) -> str:
-    """The curves as an SVG file."""
+    """Draw the curves as an SVG file."""
     series = {TITLES[way]: [(n, y / 100) for n, y in zip(MARKS, row, strict=True)] for way, row in means.items()}
     start = '<svg xmlns="http://www.w3.org/2000/svg" style="background:#fff;font:13px sans-serif" '
     return lines(series, "clicks on 20 photos", "mIoU").replace("<svg ", start, 1)

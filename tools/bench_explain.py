@@ -1,10 +1,10 @@
 """Measure `densevl explain`: python -m tools.bench_explain where --benchmark DIR, or time.
 
-`where` reads the rendered benchmark (python -m tools.render benchmark --out DIR --style twemoji). The largest value of
-the map of every object of a scene is looked for: in how many per cent of objects it lies in the object (the pointing
-game, Zhang et al., IJCV 2018), beside how much of the picture they cover. Pairs take a caption that names the objects,
-and fewer scenes, as they take longer. `time` times each explanation of one picture in one thread, loading left out;
-interleaved, medians.
+`where` reads the rendered benchmark (python -m tools.render benchmark --out DIR --style twemoji). For every object of a
+scene it finds the largest value of the map, and reports the per cent of objects that contain it (the pointing game,
+Zhang et al., IJCV 2018), beside the share of the picture that they cover. Pairs take a caption that names the objects,
+and fewer scenes, as they take longer. `time` times each explanation of one picture in one thread, without loading; runs
+are interleaved, figures are medians.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CAPTION = "a penguin and a pizza on wood"
 
 
 def scenes(folder: Path, most: int) -> Iterator[tuple[np.ndarray, np.ndarray, list[str]]]:
-    """Pictures, label maps, and the names of the labels."""
+    """Return pictures, label maps, and the names of the labels."""
     names = json.loads((folder / "names.json").read_text())["nouns"]
     for row in json.loads((folder / "scenes" / "instances.json").read_text())["images"][:most]:
         labels = np.array(Image.open(folder / "scenes" / "labels" / row["file_name"]))
@@ -39,14 +39,14 @@ def scenes(folder: Path, most: int) -> Iterator[tuple[np.ndarray, np.ndarray, li
 
 
 def points_at(map_hw: np.ndarray, mask: np.ndarray) -> bool:
-    """Whether the largest value of a map, at its cell's middle, lies in a mask."""
+    """Tell whether the largest value of a map, at its cell's centre, lies in a mask."""
     row, column = np.unravel_index(int(np.argmax(map_hw)), map_hw.shape)
     height, width = mask.shape
     return bool(mask[int((row + 0.5) * height / map_hw.shape[0]), int((column + 0.5) * width / map_hw.shape[1])])
 
 
 def where(folder: Path, most: int, paired: int) -> dict[str, float]:
-    """Per cent of objects that each map points at."""
+    """Return the per cent of objects that each map points at."""
     explain, features = Explainer("mini"), FeatureExtractor("mini")
     hits, cover = defaultdict[str, list[bool]](list), []
     for number, (rgb, labels, names) in enumerate(scenes(folder, most)):
@@ -76,8 +76,8 @@ def where(folder: Path, most: int, paired: int) -> dict[str, float]:
 
 
 def times(model: str, rounds: int) -> dict[str, float]:
-    """Seconds of each explanation of one picture."""
-    explain = Explainer(load(model), templates="simple")  # else words take longer than what they are for
+    """Time each explanation of one picture in seconds."""
+    explain = Explainer(load(model), templates="simple")  # otherwise the words take longer than the explanation
     rgb = read_image(DEMO / "wood.png")
     calls: dict[str, Any] = {
         "patches": lambda: explain(rgb, "penguin"),
@@ -91,7 +91,7 @@ def times(model: str, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print one figure a line."""
+    """Print one figure per line."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
     one = commands.add_parser("where")

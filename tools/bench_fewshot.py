@@ -1,15 +1,14 @@
-"""Few-shot heads on "mini" and rendered pictures: python -m tools.bench_fewshot [--seeds 3] [--json FILE].
+"""Measure few-shot heads on "mini" and rendered pictures: python -m tools.bench_fewshot [--seeds 3] [--json FILE].
 
-Vocabularies: "known", the 20 nouns of the rendered benchmark, which mini was trained on, "new", 19 nouns that it never
-saw, whose words say nothing to it; both in Twemoji, a style that was never trained on; and "trained style", the known
-nouns in a style that was. Then real pictures for whole images, see `tools.fewshot_pictures`. Rendered examples
-and test pictures differ in background, place, size, light and a slight turn, but a noun has one icon. A shot is one
-picture of one object (image), one object in its true mask (region), or the tokens of a class in one scene (pixel).
-Image and region: share of right names, per cent, no background. Pixel: mIoU of the nouns and the background, for which
-mini's own words compete; "ground": the same, but the background has examples too, in place of words. In brackets: how
-far the choices of examples lie apart. "ms" is the processor time of fitting the most shots, one thread. With
-`--without`, only every second noun has examples (the most shots), and both halves are counted for themselves, all nouns
-competing.
+Vocabularies: "known", the 20 nouns of the rendered benchmark, on which mini was trained; "new", 19 nouns that it never
+saw, whose words mean nothing to it; both in Twemoji, a style outside the training; and "trained style", the known nouns
+in a training style. Then real pictures for whole images, see `tools.fewshot_pictures`. Rendered examples and test
+pictures differ in background, place, size, light and a slight turn, but a noun has one icon. A shot is one picture of
+one object (image), one object in its true mask (region), or the tokens of a class in one scene (pixel). Image and
+region: accuracy of names in per cent, without background. Pixel: mIoU of the nouns and the background, for which mini's
+own words compete; "ground": the same, but the background has examples instead of words. In brackets: the spread over
+choices of examples. "ms" is the CPU time of fitting the most shots on one thread. With `--without`, only every second
+noun has examples (the most shots), and both halves are counted separately, with all nouns competing.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ LEVELS = ("image", "region", "pixel", "ground")
 
 @dataclass
 class Pictures:
-    """Pictures of one vocabulary: those examples are taken from, and those of the test."""
+    """Pictures of one vocabulary: a pool of examples, and a test set."""
 
     names: list[str]
     single: tuple[list[Any], list[Any]]
@@ -75,7 +74,7 @@ class Pictures:
 
 
 def pictures_of(vocabulary: str, most: int) -> Pictures:
-    """Examples for up to `most` shots, and test pictures."""
+    """Return examples for up to `most` shots, and test pictures."""
     if vocabulary in REAL:
         names, *single = REAL[vocabulary](most, REAL_TESTS)
         return Pictures(names, tuple(single), ([], []), 0)  # type: ignore[arg-type]
@@ -92,7 +91,7 @@ def pictures_of(vocabulary: str, most: int) -> Pictures:
 
 
 class Level:
-    """One level on one vocabulary: features of everything, made once."""
+    """One level on one vocabulary; all features are computed once."""
 
     def __init__(self, level: str, backbone: Backbone, encoder: Backbone, pictures: Pictures) -> None:
         self.level, self.names, self.first = level, pictures.names, pictures.first
@@ -158,7 +157,7 @@ class Level:
         return np.where(scene.objects < 0, -1, scene.objects - self.first)
 
     def chosen(self, shots: int, seed: int, nouns: Iterable[int] | None = None) -> torch.Tensor:
-        """The examples of so many shots of each noun."""
+        """Return the examples of `shots` shots of each noun."""
         order = torch.randperm(int(self.unit.max()) + 1, generator=torch.Generator().manual_seed(seed))
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
@@ -170,7 +169,7 @@ class Level:
         return torch.cat(kept)
 
     def fit(self, head: str, projection: torch.Tensor, kept: torch.Tensor) -> dict[str, Callable[..., torch.Tensor]]:
-        """Logits by kind of feature."""
+        """Return logits by kind of feature."""
         head, *given = head.split()
         own: dict[str, Any] = {"projection": projection} if head == "prolip" else {}
         if head == "prompt":
@@ -197,27 +196,27 @@ class Level:
         }
 
     def _judge(self, head: Head) -> Callable[..., torch.Tensor]:
-        """Logits of features; a head that has tokens in the image tower looks at the test pictures anew."""
+        """Return logits of features; a head with tokens in the image tower encodes the test pictures again."""
         if not isinstance(head, PromptLearner) or head.tokens is None:
             return head.logits
         look = Looking(self.segmenter.backbone, head.tokens)
         return lambda rows: head.logits(embed_images(look, self.tests))
 
     def words(self) -> dict[str, Callable[..., torch.Tensor]]:
-        """Logits of the words alone."""
+        """Return logits of the words alone."""
         return {
             kind: lambda rows, scale=scale: scale * F.normalize(rows, dim=-1) @ self.text.mT
             for kind, scale in self.features.scales.items()
         }
 
     def right(self, heads: dict[str, Callable[..., torch.Tensor]]) -> torch.Tensor:
-        """Which test images or regions get their name, bool."""
+        """Return which test images or regions get the right name, bool."""
         found = [ScoreSource(heads[kind](rows).log_softmax(dim=1)) for kind, rows in self.queries.items()]
         logp = found[0].logp if len(found) == 1 else fuse(found)
         return logp.argmax(dim=1) == self.truth
 
     def miou(self, heads: dict[str, Callable[..., torch.Tensor]]) -> float:
-        """Over the nouns and the background, per cent."""
+        """Return the mean over the nouns and the background, in per cent."""
         count = len(self.names) + 1
         pairs = np.zeros((count, count), np.int64)
         scale = self.features.scales["pixel"]
@@ -230,12 +229,12 @@ class Level:
         return 100 * float((both / np.maximum(1, pairs.sum(0) + pairs.sum(1) - both)).mean())
 
     def figure(self, heads: dict[str, Callable[..., torch.Tensor]]) -> float:
-        """The level's own measure, per cent."""
+        """Return the level's own measure, in per cent."""
         return self.miou(heads) if self.dense else 100 * float(self.right(heads).float().mean())
 
 
 def measure(level: Level, head: str, projection: torch.Tensor, seeds: int, counts: Sequence[int]) -> dict[str, float]:
-    """The row of one head: a figure for each number of shots, the mean over seeds, and the time to fit."""
+    """Return the row of one head: the mean over seeds for each number of shots, and the time to fit."""
     row, times = {}, []
     for shots in counts:
         figures = []
@@ -252,7 +251,7 @@ def measure(level: Level, head: str, projection: torch.Tensor, seeds: int, count
 
 
 def without(level: Level, head: str, projection: torch.Tensor, seeds: int, counts: Sequence[int]) -> dict[str, float]:
-    """Every second noun has examples: right names of those that have, and of those that have not."""
+    """Give every second noun examples; return the accuracy of those with and of those without."""
     given = range(0, len(level.names), 2)
     has = torch.isin(level.truth, torch.tensor(list(given)))
     rows = []
@@ -264,8 +263,8 @@ def without(level: Level, head: str, projection: torch.Tensor, seeds: int, count
 
 
 def guessed(level: Level, counts: Sequence[int]) -> dict[str, float]:
-    """Without labels: right names by head "gda" on pseudo labels of each kind, and by words with a memory of the same
-    pictures, captioned with their nouns. Images alone."""
+    """Without labels: accuracy of head "gda" on pseudo labels of each kind, and of words with a memory of the same
+    pictures, captioned with their nouns. Whole images only."""
     (kind,), rows = level.rows, level.rows["image"]
     scale, found = level.features.scales[kind], {}
     for how in HOWS:
@@ -283,7 +282,7 @@ def guessed(level: Level, counts: Sequence[int]) -> dict[str, float]:
 
 
 def _noise(row: dict[str, float], name: str) -> str:
-    """How far the choices of examples lie apart, beside a figure."""
+    """Format a figure with the spread over the choices of examples."""
     return f" ({row[f'spread {name}']:.0f})" if f"spread {name}" in row else ""
 
 

@@ -1,24 +1,23 @@
-"""What the loop over a folder costs, and whether a run that is killed again and again leaves the same files.
+"""Measure the cost of the loop over a folder, and check that a run that is killed repeatedly leaves the same files.
 
     python -m tools.bench_folder killed --images 1000 --bad 10 --kills 20
 
-Small noisy pictures are written, some of them cut. `densevl segment` does them undisturbed, then in another folder,
-killed by SIGKILL whenever so many results are there, and started again. Then both are compared byte for byte.
+Writes small noisy pictures, some of them truncated. `densevl segment` does them undisturbed, then in another folder,
+where SIGKILL stops it at set numbers of results and it is started again. Then both are compared byte for byte.
 
     python -m tools.bench_folder bad --images 300 --bad 3
 
-Small pictures are done by the loop with `mini`, all sound, and with some that are cut: processor seconds for each sound
-one, the least of rounds that take turns, and what share more the second takes.
+The loop does small pictures with `mini`, once all sound and once with some truncated. Reported are the CPU seconds per
+sound picture, the least of alternating rounds, and the relative extra of the second.
 
     python -m tools.bench_folder speed --models mini photo ViT-B-16 ViT-B-16:int8 --size medium --threads 1
 
-Photos of demo/images are segmented and written by the loop, by a bare `for image in images: segment(image).save(...)`,
-and the tower alone passes over the same windows, cut beforehand, in the passes that the loop has: the least that the
-photos can take. Rounds of all take turns. Seconds an image, medians and minima, are by the clock, of the processor, and
-of the processor in the thread that calls the tower; `of_bare` is the bare tower's over the loop's. With one thread of
-torch that last one is what the clock would say where a core is left for reading and writing. `clipseg` among the models
-is transformers' CLIPSeg of the published size with random weights, called as its documentation does, with the photo
-once for each label.
+The loop segments and writes photos of demo/images, and so does a bare `for image in images: segment(image).save(...)`.
+The tower alone passes over the same windows, cut beforehand, in the same batches as the loop: a lower bound for these
+photos. Rounds of all alternate. Seconds per image, medians and minima, are wall time, CPU time, and the CPU time of the
+thread that calls the tower; `of_bare` is the bare tower's over the loop's. With one thread of torch, the last one is
+the wall time with a spare core for reading and writing. `clipseg` among the models is transformers' CLIPSeg of the
+published size with random weights, called as in its documentation, with the photo once for each label.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ LABELS = "penguin,elephant,house"
 
 
 def make_images(folder: Path, count: int, bad: int, side: int = 64) -> None:
-    """Write pictures of `side` pixels in subfolders of a hundred; `bad` of them, evenly spread, are cut."""
+    """Write pictures of `side` pixels in subfolders of a hundred; `bad` of them, evenly spread, are truncated."""
     rng = np.random.default_rng(0)
     cut = {round((number + 0.5) * count / bad) for number in range(bad)}
     for number in range(count):
@@ -58,13 +57,13 @@ def make_images(folder: Path, count: int, bad: int, side: int = 64) -> None:
 
 
 def command(photos: Path, out: Path, *options: str) -> list[str]:
-    """The command that segments them."""
+    """Return the command that segments them."""
     given = [str(photos), "--labels", LABELS, "--model", "mini", "--out", str(out), "--sheet", *options]
     return [sys.executable, "-m", "densevl", "segment", *given]
 
 
 def killed_run(photos: Path, out: Path, count: int, kills: int, seed: int = 0) -> int:
-    """Start and kill the command until it was killed so often, then let it end; its exit code."""
+    """Start and kill the command a number of times, then let it end; return its exit code."""
     rng = random.Random(seed)
     for limit in sorted(rng.randrange(count) for _ in range(kills)):
         process = subprocess.Popen(
@@ -79,7 +78,7 @@ def killed_run(photos: Path, out: Path, count: int, kills: int, seed: int = 0) -
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
+    """Return every file of a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -108,7 +107,7 @@ def speed(name: str, paths: Sequence[Path], work: Path, rounds: int) -> dict[str
 
 
 def ours(name: str, paths: Sequence[Path], work: Path) -> dict[str, Callable[[Path], Any]]:
-    """The loop, one call after the other, and the tower alone."""
+    """Return the loop, one call after the other, and the tower alone."""
     import torch
 
     from densevl import Segmenter
@@ -140,7 +139,7 @@ def ours(name: str, paths: Sequence[Path], work: Path) -> dict[str, Callable[[Pa
 
 
 def with_bad(work: Path, images: int, bad: int, rounds: int) -> int:
-    """Time the loop over sound pictures, and over as many of which some are cut."""
+    """Time the loop over sound pictures, and over as many with some truncated."""
     from densevl import Segmenter
     from densevl.images import find_images
     from densevl.pipelines.folder.loop import to_files
@@ -165,7 +164,7 @@ def with_bad(work: Path, images: int, bad: int, rounds: int) -> int:
 
 
 def clipseg(paths: Sequence[Path], work: Path) -> dict[str, Callable[[Path], Any]]:
-    """CLIPSeg of the size of rd64 in a naive loop."""
+    """Run CLIPSeg of the size of rd64 in a naive loop."""
     import torch
     from torch.nn.functional import interpolate
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
@@ -193,7 +192,7 @@ def clipseg(paths: Sequence[Path], work: Path) -> dict[str, Callable[[Path], Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """See the module text; exit code 1 if the two folders differ."""
+    """See the module text. The exit code is 1 if the two folders differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     kills = commands.add_parser("killed")
@@ -230,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def killed(work: Path, images: int, bad: int, kills: int) -> int:
-    """Compare an undisturbed run with one that was killed so often; 1 if they differ."""
+    """Compare an undisturbed run with one that was killed repeatedly; return 1 if they differ."""
     pictures = work / "photos"
     make_images(pictures, images, bad)
     whole = subprocess.run(command(pictures, work / "whole"), capture_output=True, text=True, check=False)

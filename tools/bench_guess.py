@@ -1,11 +1,11 @@
-"""How well settings can be judged without labels: agreement with most methods, and with oneself, beside mIoU.
+"""How well can settings be judged without labels? Agreement with most methods and with oneself, beside mIoU.
 
     python -m tools.bench_guess --root data/benchmark/scenes --images 16
 
-Every recipe that the model runs labels the pictures. Printed for each: its mIoU; its agreement (mIoU too) with the
-most frequent label of all of them, each with six backgrounds, which `densevl tune` goes by where there are no labels;
-and its agreement with itself on the mirrored pictures. At the end: how each of the two ranks the recipes (Spearman's
-correlation with mIoU), and the mIoU of the recipe that it puts first.
+Every recipe that the model runs labels the pictures. For each, this prints its mIoU, its agreement (mIoU too) with the
+most frequent label of all of them, each with six backgrounds, which `densevl tune` uses without ground truth, and its
+agreement with itself on the mirrored pictures. At the end: how each of the two ranks the recipes (Spearman's
+correlation with mIoU), and the mIoU of the recipe that it ranks first.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def report(values: dict[Candidate, np.ndarray]) -> None:
-    """Print mIoU, agreement with most and with oneself by recipe, the best first."""
+    """Print mIoU, agreement with most and with oneself by recipe, best first."""
     print("| recipe | mIoU | agreement with most | with itself, mirrored |", "|---|---|---|---|", sep="\n")
     for juror, row in sorted(values.items(), key=lambda pair: -pair[1][0]):
         cells = " | ".join(f"{100 * value:.1f}" for value in row)

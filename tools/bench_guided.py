@@ -1,9 +1,9 @@
-"""Whether guided crops help to name what is in a picture: the share of scenes whose likeliest word is in them.
+"""Do guided crops help to name the contents of a picture? The share of scenes whose likeliest word is in them.
 
     python -m tools.bench_guided --root data/benchmark/scenes --images 60
 
-A scene holds several things, each a small part of it. All classes of the benchmark are asked; a hit is a word of
-something that covers at least one pixel. Words alone, with guided crops, with presence, and with both.
+A scene holds several things, each a small part of it. All classes of the benchmark compete; a hit is the word of a
+thing that covers at least one pixel. Compared are words alone, with guided crops, with presence, and with both.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Pictures as labels, and backgrounds, on rendered scenes: python -m tools.bench_labels [--images 60].
+"""Measure pictures as labels, and backgrounds, on rendered scenes: python -m tools.bench_labels [--images 60].
 
-Scenes are those of the model card in the style that `mini` never saw. A class by picture has one example, a thing in
-another scene. Pixels of things are counted; with a background, all pixels.
+Scenes are those of the model card, in the style that `mini` never saw. A class by picture has one example, a thing in
+another scene. Only pixels of things count; with a background, all pixels do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TEST, LEAST = "twemoji", 200  # pixels of an example
 
 
 def examples() -> dict[int, Example]:
-    """One thing of each class, by its mask in a scene of its own."""
+    """Return one thing of each class, by its mask in a scene of its own."""
     styles, nouns = SETS[TEST].styles, range(BENCHMARK_NOUNS)
     maker = SceneMaker(96, styles=styles, nouns=nouns, seed=SEED + 77, objects=(2, 3), augment=False)
     found: dict[int, Example] = {}
@@ -41,7 +41,7 @@ def examples() -> dict[int, Example]:
 
 
 def score(scenes: list[Scene], labels: Any, *, everything: bool = False, **settings: Any) -> float:
-    """mIoU in per cent over the classes."""
+    """Return mIoU in per cent over the classes."""
     segment = Segmenter("mini", refine="none", **settings)
     total = np.zeros((BENCHMARK_NOUNS + 1, BENCHMARK_NOUNS + 1), np.int64)
     for scene in scenes:

@@ -1,8 +1,8 @@
-"""Images a second of `x.many(images)` against `x(image)` one by one: python -m tools.bench_many [--device cuda].
+"""Images per second of `x.many(images)` against `x(image)` one by one: python -m tools.bench_many [--device cuda].
 
-Photos are those of demo/images at three sizes, read from files. For each model, rounds of all take turns, so that a
-busy machine slows all. Ratios are of the fastest rounds, by the clock and by processor time; what reading ahead saves
-is seen by the clock alone. "own" is the batch that is taken if none is asked for.
+Photos are those of demo/images at three sizes, read from files. For each model, rounds of all alternate, so a busy
+machine slows all. Ratios are of the fastest rounds, in wall time and in CPU time; only wall time shows the gain of
+reading ahead. "own" is the default batch size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ONE_BY_ONE, OWN = -1, 0
 
 
 def photos(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
-    """So many photos of one size, as JPEG files."""
+    """Write `count` photos of one size as JPEG files."""
     sources = sorted(PHOTOS.glob("*.jpg"))
     paths = [folder / f"{size[1]}-{number}.jpg" for number in range(count)]
     for number, path in enumerate(paths):
@@ -38,7 +38,7 @@ def photos(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
 
 
 def pipelines(device: str | None) -> Iterator[tuple[str, Callable[[Any], Any], Callable[..., Any]]]:
-    """What is timed: a name, a call with one image, and one with many."""
+    """Return the timed calls: a name, a call with one image, and one with many."""
     vit = random_model("ViT-B-16", device)
     for name, model in (("mini", "mini"), ("photo", "photo"), ("random ViT-B/16", vit)):
         given = {} if name.startswith("random") else {"device": device}
@@ -60,7 +60,7 @@ def pipelines(device: str | None) -> Iterator[tuple[str, Callable[[Any], Any], C
 
 
 def main() -> None:
-    """Time them and print a row a pipeline and size."""
+    """Time them and print one row per pipeline and size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,4 +1,4 @@
-"""Times our automatic masks against the package's `SamAutomaticMaskGenerator`, on the same model and image.
+"""Time our automatic masks against the package's `SamAutomaticMaskGenerator`, on the same model and image.
 
     python -m tools.bench_masks                                  # mini-sam, 768 x 1024, 32 x 32 points
     python -m tools.bench_masks --model vit_b                    # SAM ViT-B of random weights, encoder and all; minutes
@@ -6,11 +6,11 @@
     python -m tools.bench_masks --model decoder --points 8       # SAM's decoder behind a small encoder
     python -m tools.bench_masks --size 192 192 --points 16
 
-One thread. Every side runs in a process of its own: seconds are of its CPU, "encoding" is the image's part of them,
-faults are the pages that the system had to fill, memory is the peak resident size while masks are made above what was
-resident after the image had been encoded once. Each mask of the package is looked for among ours. For mini-sam that is
-done with duplicates found by boxes, as the package has it; masks of random weights lie all over the image, so none is
-dropped as a duplicate, and thresholds let a tenth of them pass. `--keep-memory` runs all with `densevl.keep_memory()`.
+One thread. Each side runs in its own process: seconds are CPU time, "encoding" is the image encoder's share, faults are
+page faults, memory is the peak resident size during mask generation above the resident size after the image was encoded
+once. Each mask of the package is looked up among ours. For mini-sam duplicates are then found by boxes, as in the
+package; masks of random weights lie all over the image, so none is dropped as a duplicate, and thresholds let a tenth
+of them pass. `--keep-memory` runs all with `densevl.keep_memory()`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from densevl.proposals import packing
 SCENE = Path(__file__).parents[1] / "demo" / "scenes" / "wood.png"
 ALL_KEPT = {"package": {"box_nms_thresh": 2.0}, "densevl": {"duplicates": "none"}}
 SIDES = {"package": {}, "densevl, box duplicates": {"duplicates": "box"}, "densevl": {"duplicates": "mask"}}
-"""Settings of each side; of the package's come first those whose masks are compared with it."""
+"""Settings of each side; those of the package begin with the one whose masks are compared."""
 PASSED = 0.9
-"""Of a random model, the quantile of predicted IoU above which masks pass."""
+"""For a random model, masks pass above this quantile of predicted IoU."""
 
 
 class Measured(NamedTuple):
@@ -48,7 +48,7 @@ class Measured(NamedTuple):
 
 
 def build(model: str, image: np.ndarray) -> tuple[Any, dict[str, float]]:
-    """The model, and the thresholds to run it with."""
+    """Return the model and its thresholds."""
     if model == "mini-sam":
         from densevl.proposals.sam.mini_sam import AUTOMATIC, load_mini_sam
 
@@ -70,7 +70,7 @@ def build(model: str, image: np.ndarray) -> tuple[Any, dict[str, float]]:
 
 
 def random_sam(side: int, channels: int, mlp: int) -> Any:
-    """A SAM of random weights behind a small encoder; side 1024, channels 256 and mlp 2048 are SAM's own decoder."""
+    """Return a SAM of random weights behind a small encoder; side 1024, channels 256 and mlp 2048 are those of SAM."""
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     encoder = ImageEncoderViT(
@@ -86,7 +86,7 @@ def random_sam(side: int, channels: int, mlp: int) -> Any:
 
 
 def sides_of(model: str) -> dict[str, dict[str, Any]]:
-    """The sides that are compared, each with its settings."""
+    """Return the sides to compare, each with its settings."""
     return SIDES if model == "mini-sam" else ALL_KEPT
 
 
@@ -154,7 +154,7 @@ def main() -> None:
 
 
 def best_iou(mask: np.ndarray, others: np.ndarray) -> float:
-    """The IoU of a packed mask (bytes,) with the likest of (M, bytes)."""
+    """Return the IoU of a packed mask (bytes,) with the most similar of (M, bytes)."""
     both, either = packing.popcount(mask & others), packing.popcount(mask | others)
     return float((both / np.maximum(either, 1)).max(initial=0))
 

@@ -1,7 +1,7 @@
-"""mIoU of every way to lay windows, at every precision, with "mini": python tools/bench_plans.py --write.
+"""mIoU of every window plan at every precision, with "mini": python tools/bench_plans.py --write.
 
-Scenes of a style that training never saw, twice the side of a window, and pieces cut out of them whose sides are no
-multiple of a window. Offsets of the background are chosen as for the model card (`tools.mini.evaluate`), on scenes of
+Scenes have a style that training never saw and twice the side of a window; pieces cut from them have sides that are not
+multiples of a window. Offsets of the background are chosen as for the model card (`tools.mini.evaluate`), on scenes of
 one window.
 """
 
@@ -52,7 +52,7 @@ class Plans:
     def read(
         self, scenes: list[Scene], recipe: Recipe, plan: str, precision: str, size: tuple[int, int]
     ) -> tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Tokens of a scene; and for every pixel truth, best noun and its lead, as `tools.recipes.benchmark` reads."""
+        """Return tokens of a scene and, per pixel, truth, best noun and lead, as `tools.recipes.benchmark` reads."""
         model, classes = self.models[precision], self.judge.text.classes
         if plan == STITCHED:
             recipe, plan = replace(recipe, stitch=JoinedProjections()), "tiles"
@@ -73,7 +73,7 @@ class Plans:
         return tokens, (np.concatenate(found[0]), np.concatenate(found[1]), np.concatenate(found[2]))
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """Rows of a recipe: size, plan, precision, tokens, mIoU in per cent."""
+        """Return rows of a recipe: size, plan, precision, tokens, mIoU in per cent."""
         recipe, one = get(name), (self.side, self.side)
         offset = best_offset(recipe, *self.read(self.choice, recipe, "sliding", "float32", one)[1])
         rows = []

@@ -1,11 +1,11 @@
 """Measure region operators: python -m tools.bench_regions accuracy --benchmark DIR, or discovery, or cost.
 
 `accuracy` reads the rendered benchmark (python -m tools.render benchmark --out DIR --style twemoji). Class accuracy is
-of the 20 nouns without background, of objects in their true masks, and of those that mini-sam finds (IoU 0.5 or more,
-the best mask of each). AP is COCO's over masks and PQ counts unnamed pixels as the background, both with the model's
-own background words. `discovery` names the same scenes without labels, by the package's word list: how many of the
-objects found get the right word. `cost` times every operator for the same 100 regions beside the bare image pass, in
-one run: CPU seconds of one thread, interleaved, medians; crops and drawings once.
+that of the 20 nouns without background, for objects in their true masks and for those that mini-sam finds (IoU 0.5 or
+more, best mask of each). AP is COCO's over masks, and PQ counts unnamed pixels as background; both use the model's own
+background words. `discovery` names the same scenes without labels, by the package's word list, and counts the found
+objects with the right word. `cost` times every operator for the same 100 regions beside the bare image pass, in one
+run: CPU seconds of one thread, interleaved, medians; crops and drawings once.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ FOUND = 0.5
 
 
 class Benchmark:
-    """The scenes of one folder of the benchmark, with their objects."""
+    """Return the scenes of one folder of the benchmark, with their objects."""
 
     def __init__(self, root: Path, part: str, count: int) -> None:
         self.root = root / part
@@ -77,18 +77,18 @@ class Benchmark:
         }
 
     def photo(self, number: int) -> np.ndarray:
-        """The scene, uint8 RGB."""
+        """Return the scene, uint8 RGB."""
         return read_image(self.root / "images" / self.images[number]["file_name"])
 
     def truth(self, number: int) -> tuple[Proposals, np.ndarray]:
-        """The objects of a scene and their classes from 0."""
+        """Return the objects of a scene and their classes from 0."""
         own = [a for a in self.content["annotations"] if a["image_id"] == number]
         size = (self.images[number]["height"], self.images[number]["width"])
         masks = Proposals.from_rle([a["segmentation"] for a in own], size)
         return masks, np.array([a["category_id"] - 1 for a in own])
 
     def panoptic(self, number: int) -> tuple[np.ndarray, dict[int, int]]:
-        """The map of segment ids of a scene, and the category of each id, 0 for the background."""
+        """Return the map of segment ids of a scene, and the category of each id, 0 for the background."""
         ids = read_image(self.root / "panoptic" / self.images[number]["file_name"])[..., 0].astype(np.int64)
         masks, classes = self.truth(number)
         owners = {int(np.bincount(ids[masks.mask(i)]).argmax()): int(classes[i]) + 1 for i in range(len(masks))}
@@ -96,20 +96,20 @@ class Benchmark:
 
 
 def segments(ids: np.ndarray, categories: dict[int, int]) -> tuple[np.ndarray, list[Segment]]:
-    """A map without void: pixels of no segment, 0, are one of the background, category 0."""
+    """Return a map without void: pixels of no segment, 0, become one segment of the background, category 0."""
     here = np.unique(ids).tolist()
     return ids + 1, [Segment(number + 1, categories.get(number, 0)) for number in here]
 
 
 def overlaps(one: Proposals, other: Proposals) -> np.ndarray:
-    """IoU of every pair of masks, (len(one), len(other))."""
+    """Return the IoU of every pair of masks, (len(one), len(other))."""
     a, b = (masks.masks().reshape(len(masks), -1).astype(np.float32) for masks in (one, other))
     shared = a @ b.T
     return shared / np.maximum(1, a.sum(axis=1)[:, None] + b.sum(axis=1) - shared)
 
 
 def accuracy(benchmark: Benchmark, proposals: list[Proposals] | None, settings: dict[str, Any]) -> dict[str, float]:
-    """The row of one classifier."""
+    """Return the row of one classifier."""
     classify = RegionClassifier("mini", proposals=None, **settings)
     plain = {"background": "none"}
     right = total = found_right = found = 0
@@ -145,7 +145,7 @@ def accuracy(benchmark: Benchmark, proposals: list[Proposals] | None, settings: 
 
 
 def discovery(benchmark: Benchmark, proposals: list[Proposals], merge: float | None = None) -> dict[str, float]:
-    """Scenes named without labels: the words of the objects found, and how few words a scene takes."""
+    """Name scenes without labels; return the words of the objects found, and the number of words per scene."""
     classify, listed = RegionClassifier("mini", proposals=None), nouns()
     meant = {name: set(own) for name, own in zip(listed.names, listed.synonyms, strict=True)}
     right = found = total = words = regions = 0
@@ -165,7 +165,7 @@ def discovery(benchmark: Benchmark, proposals: list[Proposals], merge: float | N
 
 
 def bare_pass(backbone: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """The image embedding and nothing else, at any size."""
+    """Compute only the image embedding, at any size."""
     tower = backbone.tower
     grid = pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size
     if grid == tuple(side // tower.patch_size for side in tower.image_size):
@@ -180,7 +180,7 @@ def bare_pass(backbone: Any, pixels: torch.Tensor) -> torch.Tensor:
 def cost(
     arch: str, regions: int, rounds: int, wanted: Sequence[str] = ("",), side: int | None = None
 ) -> dict[str, float]:
-    """CPU milliseconds of the bare pass and of operators, by the beginning of their names, and their ratio to it."""
+    """Time the bare pass and operators in CPU ms, by the prefix of their names; also return their ratio to it."""
     backbone = load_backbone("mini") if arch == "mini" else random_model(arch)
     side = side or backbone.preprocess(Image.new("RGB", (8, 8))).shape[-1]
     pixels = torch.randn(1, 3, side, side)

@@ -1,13 +1,13 @@
-"""What the evaluation runner adds to the model alone.
+"""Measure the overhead of the evaluation runner over the model alone.
 
     python tools/bench_runner.py                  # mini on the rendered benchmark: a small model, the worst case
     python tools/bench_runner.py --model vit      # random ViT-B/16, photos of 448 x 448, windows of 224: a usual case
 
-One side is a loop of `segmenter(image)` over arrays that are in memory already; the other is `evaluation.run` over the
-same images on disk: reading, labels, measures, progress and saved state. The report is timed apart. The two take turns
-in one process with one torch thread, by a few images at a time; medians of CPU and of wall seconds, and of the ratios
-of neighbouring turns, are printed. "beside_the_model" is the same from within the runs: the time that passes while the
-segmenter is not at work, as a share of the time it works.
+One side is a loop of `segmenter(image)` over arrays in memory; the other is `evaluation.run` over the same images on
+disk: reading, labels, measures, progress and saved state. The report is timed separately. The two alternate in one
+process with one torch thread, a few images at a time. Printed are medians of CPU and of wall seconds, and of the ratios
+of neighbouring turns. "beside_the_model" is measured within the runs: the time when the segmenter is idle, as a share
+of the time when it works.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NAMES = ("background", *(f"thing {number}" for number in range(1, 21)))
 
 
 def photos(folder: Path, count: int, side: int = 448) -> Dataset:
-    """A dataset of demo photos with invented labels in blocks of 16 pixels."""
+    """Make a dataset of demo photos with random labels in blocks of 16 pixels."""
     found, rng = sorted(PHOTOS.glob("*.jpg")), np.random.default_rng(0)
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)
@@ -52,7 +52,7 @@ def photos(folder: Path, count: int, side: int = 448) -> Dataset:
 
 
 def prepare(model: str, recipe: str, count: int, folder: Path) -> tuple[Dataset, Predictor]:
-    """Images and a model for them."""
+    """Return images and a model for them."""
     if model == "mini":
         data = open_dataset("rendered").subset(count)
         return data, Predictor(Segmenter("mini", recipe), data.classes)
@@ -62,14 +62,14 @@ def prepare(model: str, recipe: str, count: int, folder: Path) -> tuple[Dataset,
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:
-    """CPU and wall seconds of one call."""
+    """Return CPU and wall seconds of one call."""
     cpu, wall = time.process_time(), time.perf_counter()
     work()
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
 class Watched:
-    """A predictor that keeps the time it works: CPU of its thread, and wall."""
+    """A predictor that measures its working time: CPU of its thread, and wall."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor, self.clock = predictor, predictor.clock
@@ -84,7 +84,7 @@ class Watched:
 
 
 def measure(data: Dataset, predictor: Predictor, measures: tuple[str, ...], rounds: int) -> dict[str, Any]:
-    """Both sides in turns."""
+    """Run both sides in turns."""
     segment, labels, policy = predictor.segmenter, predictor.labels, predictor.policy
     arrays = [data[index].image for index in range(len(data))]
     experiment = Experiment(data.name, root=str(data.root), measures=measures, limit=len(data))
@@ -111,7 +111,7 @@ def measure(data: Dataset, predictor: Predictor, measures: tuple[str, ...], roun
     with tempfile.TemporaryDirectory() as folder:
         page = timed(lambda: report.write(outcome, folder, predictor))
     medians = {side: [statistics.median(column) for column in zip(*rows, strict=True)] for side, rows in sides.items()}
-    # Turns next to each other saw the same machine.
+    # Neighbouring turns had the same load on the machine.
     pairs = list(zip(sides["bare"], sides["runner"], strict=True))
     ratios = [statistics.median(runner[index] / alone[index] for alone, runner in pairs) for index in (0, 1)]
     return {

@@ -1,8 +1,8 @@
-"""`densevl serve` as its clients see it: python -m tools.bench_serve [--model mini] [--clients 64] [--queue 2].
+"""Measure `densevl serve` as its clients see it: python -m tools.bench_serve [--model mini] [--clients 64] [--queue 2].
 
-From the start of the process to its first answer; then so many clients at once, each with a photo of its own, who come
-again when they are told that the server is busy. Meanwhile a process of its own asks for /healthz, again 20 ms after
-each answer, and says how late it was itself woken: so long the machine, not the server, keeps everyone waiting.
+First, the time from process start to the first answer. Then many clients at once, each with its own photo; they come
+again when the server says that it is busy. Meanwhile a separate process asks for /healthz, 20 ms after each answer, and
+reports how late it woke up itself: that much delay is due to the machine, not the server.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ import httpx
 import numpy as np
 from PIL import Image
 
-PAUSE = 0.02  # seconds from an answer of /healthz to the next question
-AGAIN = 0.05  # seconds after which a client that was sent away comes again
+PAUSE = 0.02  # seconds from an answer of /healthz to the next request
+AGAIN = 0.05  # seconds after which a refused client comes again
 WORDS = ("cat", "dog", "pizza", "house", "boat", "penguin", "ball", "car", "fish", "elephant")
 SIZES = ((192, 160), (96, 128), (256, 192), (320, 240), (64, 64))
 
 
 def photo(number: int, size: tuple[int, int] = SIZES[0]) -> bytes:
-    """A PNG, different for each number. Args: size: width and height in pixels."""
+    """Encode a PNG that differs for each number. Args: size: width and height in pixels."""
     pixels = np.random.default_rng(number).integers(0, 256, (6, 8, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(buffer, "PNG")
@@ -42,7 +42,7 @@ def photo(number: int, size: tuple[int, int] = SIZES[0]) -> bytes:
 
 @contextmanager
 def process(*options: str, log: int | None = None, **environment: str) -> Iterator[tuple[str, int]]:
-    """`densevl serve` as a process: its address and number. Args: log: where its stderr goes."""
+    """Run `densevl serve` as a process; yield its address and number. Args: log: where its stderr goes."""
     command = [sys.executable, "-m", "densevl", "serve", "--port", "0", *options]
     own_environment = {**os.environ, **environment}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=own_environment) as own:
@@ -54,7 +54,7 @@ def process(*options: str, log: int | None = None, **environment: str) -> Iterat
 
 @contextmanager
 def serving(model: str, queue: int) -> Iterator[tuple[str, int]]:
-    """The same. Says how long it took to start, and to answer."""
+    """The same, but report the times to start and to answer."""
     started = time.perf_counter()
     with process("--model", model, "--queue", str(queue)) as (address, pid):
         ready = time.perf_counter() - started
@@ -65,7 +65,7 @@ def serving(model: str, queue: int) -> Iterator[tuple[str, int]]:
 
 
 def watch(address: str) -> None:
-    """Ask for /healthz until stdin ends; print a line once at work, then seconds of answers and of waking up late."""
+    """Ask for /healthz until stdin ends; print a line when ready, then the seconds of answers and of late wake-ups."""
     connection, over = HTTPConnection(address.removeprefix("http://"), timeout=60), []
     answers, late = [], []
     with ThreadPoolExecutor(1) as pool:
@@ -84,7 +84,7 @@ def watch(address: str) -> None:
 
 
 async def crowd(address: str, clients: int) -> int:
-    """How often clients were sent away until all had their answer."""
+    """Return how often clients were refused until all had their answer."""
     refused = 0
 
     async def one(client: httpx.AsyncClient, number: int) -> None:
@@ -102,7 +102,7 @@ async def crowd(address: str, clients: int) -> int:
 
 
 def together(address: str, clients: int, queue: int) -> None:
-    """Many clients at once, and what /healthz says meanwhile."""
+    """Run many clients at once, and measure /healthz meanwhile."""
     command = [sys.executable, "-m", "tools.bench_serve", "--watch", address]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as watcher:
         watcher.stdout.readline()  # type: ignore[union-attr]
@@ -115,13 +115,13 @@ def together(address: str, clients: int, queue: int) -> None:
 
 
 def spread(seconds: list[float]) -> str:
-    """Median and 99 of 100, in milliseconds."""
+    """Return the median and the 99th percentile, in milliseconds."""
     median, most = (1000 * float(np.quantile(seconds, share)) for share in (0.5, 0.99))
     return f"p50 {median:.0f} ms, p99 {most:.0f} ms"
 
 
 def resident(pid: int) -> float:
-    """Megabytes of memory that a process has."""
+    """Return the memory of a process in megabytes."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -133,13 +133,13 @@ def private(pid: int) -> float:
 
 
 def computed(pid: int) -> float:
-    """Seconds that all threads of a process ran."""
+    """Return the CPU seconds of all threads of a process."""
     ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
-    """Print a line for each."""
+    """Print a line for each measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="mini")
     parser.add_argument("--clients", type=int, default=64)

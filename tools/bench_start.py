@@ -1,8 +1,8 @@
-"""What commands cost that do little, in fresh processes: python -m tools.bench_start [--rounds 5] [--against TREE].
+"""Time commands that do little in fresh processes: python -m tools.bench_start [--rounds 5] [--against TREE].
 
-Medians of CPU seconds (user and system), one thread, beside `import torch` in the same run; of another tree of densevl
-too, such as the one before a change. Python keeps its bytecode, as of an installed package. Which module costs it is
-told by `python -X importtime -m densevl ...`.
+Medians of CPU seconds (user and system), one thread, beside `import torch` in the same run, and optionally for another
+tree of densevl, such as the one before a change. Python keeps its bytecode, as for an installed package. To see which
+module costs the time, use `python -X importtime -m densevl ...`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COMMANDS = (
 
 
 def spent(arguments: list[str], tree: Path, folder: str) -> tuple[float, float]:
-    """CPU seconds and wall seconds of Python with these arguments, which may fail; bytecode is kept in the folder."""
+    """Return CPU and wall seconds of Python with these arguments, which may fail; bytecode is kept in the folder."""
     own = {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONPYCACHEPREFIX": folder}
     surroundings = {**os.environ, **own, "PYTHONDONTWRITEBYTECODE": ""}
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
@@ -60,7 +60,7 @@ def main() -> None:
                 words = command.format(photo=photo, out=Path(folder, "out")).split()
                 for tree in trees if command else trees[-1:]:
                     taken = spent(["-m", "densevl", *words] if command else [*TORCH], tree, folder)
-                    if turn:  # the first reads files that the next find in memory
+                    if turn:  # the first reads files that are cached for the next
                         found[command, tree].append(taken)
     torch_cpu = statistics.median(cpu for cpu, _ in found["", ROOT])
     for (command, tree), times in found.items():

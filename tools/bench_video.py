@@ -1,10 +1,10 @@
-"""Flicker of a video's labels by how much is averaged over time, and whether memory stays flat.
+"""Measure the flicker of a video's labels by the smoothing factor, and check that memory stays flat.
 
     python -m tools.bench_video
     python -m tools.bench_video --frames 400 --smooth 0.5
 
-The camera pans over a still scene of demo/, each frame with noise of its own. Flicker: pixels of the scene whose label
-differs from the frame before, the motion taken out. Agreement: pixels with the label that the still scene has there.
+The camera pans over a still scene of demo/, and each frame has its own noise. Flicker: pixels of the scene whose label
+differs from the frame before, with the motion removed. Agreement: pixels with the same label as in the still scene.
 Memory: peak of resident memory after the first tenth of the frames, and at the end.
 """
 
@@ -46,12 +46,12 @@ def write(path: Path, still: np.ndarray, frames: int) -> list[int]:
 
 
 def peak() -> float:
-    """MiB of resident memory at most, until now."""
+    """Return the peak of resident memory so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
-    """Write the pan, segment it with each factor, print."""
+    """Write the pan, segment it with each factor, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=48)
     parser.add_argument("--smooth", type=float, nargs="+", default=[0.0, 0.3, 0.5, 0.7, 0.85])

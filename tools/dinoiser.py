@@ -1,12 +1,12 @@
 """Train CLIP-DINOiser's two convolutions on a frozen CLIP (ECCV 2024): python -m tools.dinoiser train --out FILE.
 
-The affinity head learns which patches another vision model finds alike: binary cross-entropy of cosines, negative ones
-taken as 0, against whether the other's are at least a floor. The objectness head learns what an object is: against the
-true outlines of rendered scenes, or on a folder of pictures (`--images`) against a guess by the other model, the first
-step of FOUND (CVPR 2023) with LOST's seed: background is what is like the patch that most of the picture is like.
-`evaluate FILE` compares mini by untrained heads, by those of a file, and by their teacher on the rendered benchmark.
-The file is what `--recipe dinoiser --proxy FILE --background foreground` takes.
-Shape letters: B pictures, N patches, D width, P features, h/w patch grid.
+The affinity head learns which patches another vision model finds similar: binary cross-entropy of cosines, with
+negative ones as 0, against whether the other's are at least a threshold. The objectness head learns what an object is:
+against the true outlines of rendered scenes, or, on a folder of pictures (`--images`), against a guess by the other
+model, the first step of FOUND (CVPR 2023) with LOST's seed: background is similar to the patch that most patches
+resemble. `evaluate FILE` compares mini with untrained heads, with those of a file, and with their teacher on the
+rendered benchmark. The file is the input of `--recipe dinoiser --proxy FILE --background foreground`. Shape letters: B
+pictures, N patches, D width, P features, h/w patch grid.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ from tools.clipself.pictures import Pictures
 
 WIDTH, KERNEL = 256, 3
 FLOOR = 0.2
-"""Cosines of DINO's values from which two patches are alike; of other models another may suit."""
+"""Cosines of DINO's values above which two patches are similar; other models may need another threshold."""
 LIKE_GROUND = 0.3
-"""Cosine with the seed of the background from which a patch is background, of FOUND."""
+"""FOUND's threshold: above this cosine with the background's seed, a patch is background."""
 RATES = {"obj_proj": 5e-5, "bkg_decoder": 0.01}
 """Learning rates of the authors, for 6,250 steps; they fall tenfold for the last fifth."""
 
 
 class Batch(NamedTuple):
-    """Normalised pictures (B, 3, S, S), and of rendered scenes where objects are, bool (B, S, S)."""
+    """Normalised pictures (B, 3, S, S), and for rendered scenes the object pixels, bool (B, S, S)."""
 
     pictures: torch.Tensor
     objects: torch.Tensor | None
 
 
 def new_heads(width: int, seed: int) -> dict[str, torch.Tensor]:
-    """Untrained convolutions for a tower of this width, as torch begins them."""
+    """Return untrained convolutions for a tower of this width, with torch's initialisation."""
     torch.manual_seed(seed)
     made = {"obj_proj": torch.nn.Conv2d(width, WIDTH, KERNEL), "bkg_decoder": torch.nn.Conv2d(width, 1, 1)}
     return {f"{name}.{key}": value for name, conv in made.items() for key, value in conv.named_parameters()}
 
 
 def affinity_loss(own_BPhw: torch.Tensor, taught_BPhw: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
-    """Binary cross-entropy of cosines, those under 0 as 0, read as logits, against whether the teacher's reach a floor.
+    """Binary cross-entropy of cosines, clamped at 0 and used as logits, against the teacher's above a threshold.
 
     Args:
         own_BPhw: features of the head. taught_BPhw: of the teacher, on any grid, interpolated to the head's.
@@ -76,13 +76,13 @@ def objectness_loss(logits_Bhw: torch.Tensor, objects_BHW: torch.Tensor) -> torc
 
 
 def cosines(features_BPhw: torch.Tensor) -> torch.Tensor:
-    """Of each two patches: (B, N, N)."""
+    """Return cosines of all pairs of patches: (B, N, N)."""
     unit = F.normalize(features_BPhw.flatten(2).float(), dim=1)
     return unit.mT @ unit
 
 
 def guessed_objects(taught_BPhw: torch.Tensor) -> torch.Tensor:
-    """What is unlike the patch that is like most others: bool (B, h, w), for pictures without known outlines."""
+    """Guess objects in pictures without outlines: unlike the patch that is most like others, bool (B, h, w)."""
     alike = cosines(taught_BPhw)
     seed = alike.clamp(min=0).sum(dim=2).argmax(dim=1)
     ground = alike[torch.arange(len(seed)), seed] >= LIKE_GROUND
@@ -90,7 +90,7 @@ def guessed_objects(taught_BPhw: torch.Tensor) -> torch.Tensor:
 
 
 def scenes(model: OpenClipBackbone, side: int, batch: int, seed: int) -> Callable[[int], Batch]:
-    """Batch after batch of rendered scenes in the training styles, with their true objects."""
+    """Yield batches of rendered scenes in the training styles, with their true objects."""
     from tools.render.art import TRAIN_STYLES
     from tools.render.benchmark import SEED
     from tools.render.scenes import SceneMaker
@@ -108,7 +108,7 @@ def scenes(model: OpenClipBackbone, side: int, batch: int, seed: int) -> Callabl
 
 
 def photos(model: OpenClipBackbone, folder: Path, side: int, batch: int, seed: int) -> Callable[[int], Batch]:
-    """Batch after batch of random squares of a folder's pictures."""
+    """Yield batches of random squares of a folder's pictures."""
     own = {"side": side, "crop_side": side, "batch": batch, "regions": 1, "grid": 1, "seed": seed}
     found = Pictures(list_images(folder), model.normalize, **own)
     return lambda step: Batch(found.batch(step).pictures, None)
@@ -117,7 +117,7 @@ def photos(model: OpenClipBackbone, folder: Path, side: int, batch: int, seed: i
 def losses(
     heads: DinoiserHeads, model: OpenClipBackbone, proxy: Proxy, batch: Batch, floor: float = FLOOR
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The losses of the two heads on a batch; neither the model nor the proxy learns."""
+    """Return the losses of the two heads on a batch; model and proxy are frozen."""
     recipe = get("dinoiser")
     assert recipe.proxy is not None
     with torch.no_grad():
@@ -141,7 +141,7 @@ def train(
     """Train new heads and return them, ready for `DinoiserHeads`; rates fall tenfold for the last fifth.
 
     Raises:
-        DensevlError: the training diverged.
+        DensevlError: If the training diverged.
     """
     with torch.no_grad():
         width = model.tower.embed(torch.zeros(1, 3, *[model.patch_size] * 2, device=model.device), "size").shape[-1]
@@ -200,10 +200,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _teacher(name: str, device: str | None = None) -> Proxy:
-    """The teacher of affinity, which is refused at once if it lacks the features that the recipe takes.
+    """Load the teacher of affinity; refuse it at once if it lacks the features that the recipe needs.
 
     Raises:
-        ModelError: it cannot be loaded, or lacks them.
+        ModelError: If it cannot be loaded, or lacks them.
     """
     found, recipe = load_proxy(name, device=device), get("dinoiser")
     assert recipe.proxy is not None
@@ -230,7 +230,9 @@ def _evaluate(given: argparse.Namespace) -> None:
 
     heads = DinoiserHeads.load(given.heads)
     model, teacher = load("mini"), _teacher(given.proxy)
-    heads.from_tower(model.tower, torch.zeros(1, 3, *[model.patch_size] * 2, device=model.device), "size")  # they fit
+    heads.from_tower(
+        model.tower, torch.zeros(1, 3, *[model.patch_size] * 2, device=model.device), "size"
+    )  # check that they fit
     bench = Bench(model, given.images)
     untrained = DinoiserHeads({key: value.detach() for key, value in new_heads(heads.width, 0).items()})
     lenders = {"untrained": untrained, given.heads.name: heads, given.proxy: teacher}

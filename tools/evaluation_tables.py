@@ -1,7 +1,7 @@
-"""The tables of docs/evaluation.md that say what there is: python -m tools.evaluation_tables.
+"""The generated tables of docs/evaluation.md: python -m tools.evaluation_tables.
 
-Benchmarks with the files that their readers expect, and the published rows whose protocol is known; both stand between
-markers in the page.
+Benchmarks with the files that their readers expect, and the published rows with a known protocol, each between markers
+in the page.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
 
 
 def datasets() -> str:
-    """A row a benchmark and task."""
+    """Return one row per benchmark and task."""
     lines = ["| name | task | files below its folder | images |", "|---|---|---|---|"]
     for (name, task), own in SETS.items():
         files = "; ".join(f"`{part}`" for part in own.files)
@@ -26,7 +26,7 @@ def datasets() -> str:
 
 
 def rows() -> str:
-    """A row a recipe, model and refinement, with the mIoU in per cent that its paper reports."""
+    """Return one row per recipe, model and refinement, with the mIoU in per cent that its paper reports."""
     lines = [f"| recipe | model | {' | '.join(BENCHMARKS)} |", "|---" * (len(BENCHMARKS) + 2) + "|"]
     for recipe, model, refine in papers.rows():
         figures = (papers.published(recipe, name, model, refine) for name in BENCHMARKS)
@@ -36,7 +36,7 @@ def rows() -> str:
 
 
 def page(text: str) -> str:
-    """The page with its tables made anew."""
+    """Return the page with new tables."""
     for name, table in (("datasets", datasets()), ("rows", rows())):
         start, end = f"<!-- {name}: python -m tools.evaluation_tables -->", f"<!-- /{name} -->"
         text = replaced(text, f"{start}\n\n{table}\n\n{end}", start, end)

@@ -1,7 +1,7 @@
-"""The table of docs/export.md: recipe x format, the largest difference to the model: python -m tools.export_table
+"""The table of docs/export.md, recipe x format with the largest difference to the model: python -m tools.export_table
 
-It exports every recipe with `mini`, which takes some minutes, and keeps what it finds in docs/export.json; --page
-writes the page from that file alone.
+It exports every recipe with `mini`, which takes some minutes, and stores the results in docs/export.json; --page writes
+the page from that file alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ START, END = "<!-- table: python -m tools.export_table -->", "<!-- /table -->"
 
 
 def measured(model: str, name: str | None) -> dict[str, float | str]:
-    """The largest difference in each format, or why there is none."""
+    """Return the largest difference in each format, or why there is none."""
     backbone = load_backbone(model, device="cpu")
     recipe = recipes.get(name) if name else None
     try:
@@ -49,7 +49,7 @@ def measured(model: str, name: str | None) -> dict[str, float | str]:
 
 
 def page(text: str) -> str:
-    """The page with its table as the record has it."""
+    """Return the page with its table from the record."""
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     lines = ["| recipe | ONNX | torch | OpenVINO |", "|---|---|---|---|"]
     for name, found in record.items():

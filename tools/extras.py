@@ -13,7 +13,7 @@ START, END = "<!-- extras: python -m tools.extras -->", "<!-- /extras -->"
 
 
 def extras() -> dict[str, tuple[str, list[str]]]:
-    """What setup.py says of each extra: its purpose and its packages. Nothing of setup.py is run."""
+    """Return the purpose and packages of each extra in setup.py, without running setup.py."""
     tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
     (found,) = (
         node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXTRAS"
@@ -22,7 +22,7 @@ def extras() -> dict[str, tuple[str, list[str]]]:
 
 
 def page(text: str) -> str:
-    """The page with its table as setup.py has it."""
+    """Return the page with its table from setup.py."""
     rows = [f"| `{name}` | {purpose} |" for name, (purpose, _) in extras().items()]
     return replaced(text, "\n".join([START, "| extra | brings |", "|---|---|", *rows, END]), START, END)
 

@@ -1,6 +1,6 @@
-"""Real pictures that Python packages carry, as classes by example, for `tools.bench_fewshot`.
+"""Real pictures from Python packages, as classes by example, for `tools.bench_fewshot`.
 
-digits: handwritten digits of scikit-learn (UCI, 8 x 8 pixels, made larger). textures: squares of three photographs of
+digits: handwritten digits of scikit-learn (UCI, 8 x 8 pixels, enlarged). textures: squares of three photographs of
 scikit-image (brick, grass, gravel), examples from the left half and tests from the right. textile: woven textile of
 conformal-clip-data (Megahed et al., arXiv 2501.12596), sound or with a global defect; these are simulated.
 """
@@ -20,7 +20,7 @@ SIZE, SQUARE, SEED = 96, 64, 7
 
 @dataclass
 class Single:
-    """A picture of one class. Attributes: image: uint8 RGB. nouns: the number of its class, alone."""
+    """A picture of one class. Attributes: image: uint8 RGB. nouns: only the index of its class."""
 
     image: np.ndarray
     nouns: list[int]
@@ -30,7 +30,7 @@ Sets = tuple[list[str], list[Single], list[Single]]
 
 
 def digits(most: int, tests: int) -> Sets:
-    """Names, examples and test pictures."""
+    """Return names, examples and test pictures."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -45,7 +45,7 @@ def digits(most: int, tests: int) -> Sets:
 
 
 def textures(most: int, tests: int) -> Sets:
-    """Names, examples and test pictures."""
+    """Return names, examples and test pictures."""
     from skimage import data
 
     draw, sets = np.random.default_rng(SEED), ([], [])
@@ -62,7 +62,7 @@ def textures(most: int, tests: int) -> Sets:
 
 
 def textile(most: int, tests: int) -> Sets:
-    """Names, examples and test pictures."""
+    """Return names, examples and test pictures."""
     from conformal_clip_data import textile_simulated_root
 
     sets: tuple[list[Single], list[Single]] = ([], [])

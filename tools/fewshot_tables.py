@@ -1,9 +1,9 @@
 """The tables of docs/fewshot.md from files of `tools.bench_fewshot --json`: python -m tools.fewshot_tables FILE...
 
-A table for each level, with a column for each vocabulary: the figures for each number of shots and, in brackets, the
-largest spread over choices of examples. Then the table that says which head to take: for each number of shots how far
-a head is below the best of the table, the mean over vocabularies of one level, and the worst; words alone are in it,
-for they may be best. Rows of several files are put together; of one head and vocabulary the last counts.
+A table for each level has a column for each vocabulary: the figures for each number of shots and, in brackets, the
+largest spread over choices of examples. Then a table advises on the head: for each number of shots, how far a head is
+below the best of the table, as mean over vocabularies of one level and as worst. It includes words alone, which may be
+best. Rows of several files are merged; if head and vocabulary repeat, the last row counts.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ TITLES = {
 }
 Row = Mapping[str, float]
 Table = dict[str, dict[str, Row | float]]
-"""By vocabulary and head."""
+"""Return rows by vocabulary and head."""
 
 
 def read(paths: Sequence[Path]) -> dict[str, Table]:
-    """Tables by level."""
+    """Return the tables by level."""
     levels: dict[str, Table] = {}
     for path in paths:
         for place, rows in json.loads(path.read_text(encoding="utf-8")).items():
@@ -36,25 +36,25 @@ def read(paths: Sequence[Path]) -> dict[str, Table]:
 
 
 def shots_of(table: Table) -> list[str]:
-    """The numbers of shots that every row has, ascending."""
+    """Return the numbers of shots that every row has, ascending."""
     rows = [row for column in table.values() for row in column.values() if isinstance(row, Mapping)]
     common = set.intersection(*({name for name in row if name.isdigit()} for row in rows))
     return sorted(common, key=int)
 
 
 def heads_of(table: Table) -> list[str]:
-    """All heads, in the order of the files."""
+    """Return all heads, in the order of the files."""
     return list(dict.fromkeys(head for column in table.values() for head in column if head != WORDS))
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """Format a table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines).replace(" --- ", "---").replace("---| ", "---|")
 
 
 def figures(table: Table) -> str:
-    """What each head reaches on each vocabulary."""
+    """Return the figures of each head on each vocabulary."""
     shots, columns = shots_of(table), list(table)
 
     def cell(row: Row | float | None) -> str:
@@ -71,7 +71,7 @@ def figures(table: Table) -> str:
 
 
 def below(table: Table) -> dict[str, dict[str, tuple[float, float]]]:
-    """How far each head is below the best one: mean and worst over the vocabularies, by head and shots.
+    """Return how far each head is below the best one: mean and worst over the vocabularies, by head and shots.
 
     Vocabularies that lack a head are left out for all, and heads that lack most of them are left out.
     """
@@ -95,7 +95,7 @@ def below(table: Table) -> dict[str, dict[str, tuple[float, float]]]:
 
 
 def choice(table: Table) -> str:
-    """The table that says which head to take; the best of each column is bold."""
+    """Return the table that advises on the head; the best of each column is bold."""
     found, shots = below(table), shots_of(table)
     least = {count: min(own[count][0] for own in found.values()) for count in shots}
 

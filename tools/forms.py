@@ -1,12 +1,12 @@
-"""Models as their publishers save them, loaded by densevl: the largest difference of features from the publisher's own.
+"""Load models as their publishers save them: the largest difference of features from the publisher's own.
 
     python -m tools.forms            # print the table
     python -m tools.forms --write    # put it into docs/models.md
 
-Each row makes a small model with random weights in the publishing library, saves it as that library does, and loads
-the file or folder. Where a program is in no package, its arithmetic or its names are written here once more, from its
-paper or its public code, and share nothing with densevl's reader. Weights are scaled so that features are of size one:
-the usual ones hide a wrong activation.
+Each row makes a small model with random weights in the publishing library, saves it as that library does, and loads the
+file or folder. For a program without a package, its arithmetic or names are rewritten here from its paper or public
+code, and share nothing with densevl's reader. Weights are scaled so that features have size one: with the usual ones, a
+wrong activation would go unnoticed.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ EVA = {"img_size": SIDE, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_hea
 
 @dataclass(frozen=True)
 class Saved:
-    """A model on disk, and what its publisher's library computes.
+    """A model on disk, with the results of its publisher's library.
 
     Attributes:
-        load: arguments of `load_backbone`. image: of pixels (B, 3, S, S) to vectors. text: of tokens (T, N) to vectors;
-            None for a model without a text side. tokens: rows as its tokenizer makes them. dense: of pixels to
-            patches (B, N, D), where its authors read those. parts: the modules that compute it.
+        load: arguments of `load_backbone`. image: from pixels (B, 3, S, S) to vectors. text: from tokens (T, N) to
+            vectors; None for a model without a text side. tokens: rows from its tokenizer. dense: from pixels to
+            patches (B, N, D), if its authors read those. parts: the modules that compute it.
     """
 
     load: dict[str, Any]
@@ -83,10 +83,10 @@ class Saved:
 
 @dataclass(frozen=True)
 class Row:
-    """A form.
+    """The way a publisher saves a model.
 
     Attributes:
-        form: as the page names it. saved: how it lies on disk. libraries: packages that compute, "" for none but torch.
+        form: its name on the page. saved: its files on disk. libraries: packages that compute, "" for none but torch.
         make: writes it into a folder.
     """
 
@@ -98,13 +98,13 @@ class Row:
 
 @torch.no_grad()
 def scaled(model: Any) -> Any:
-    """Random weights with which features are of size one."""
+    """Draw random weights for which features have size one."""
     for name, value in model.named_parameters():
         if value.ndim > 1:
             value.normal_(0, 1.5 / value.shape[-1] ** 0.5 if value.ndim == 2 else 1 / value[0].numel() ** 0.5)
         elif name.endswith("bias"):
             value.normal_(0, 0.2)
-        elif name.endswith(("gamma", "gamma_1", "gamma_2", "lambda1")):  # of layers, which begin near nothing
+        elif name.endswith(("gamma", "gamma_1", "gamma_2", "lambda1")):  # layer scales, which start near zero
             value.uniform_(0.5, 1.5)
     for name, value in model.named_buffers():
         if name.endswith("running_var"):
@@ -115,7 +115,7 @@ def scaled(model: Any) -> Any:
 
 
 def rows(end: int, pad: int, length: int = LENGTH) -> torch.Tensor:
-    """Three rows of words that end and are padded."""
+    """Return three rows of words that end and are padded."""
     found = torch.full((3, length), pad)
     for index, row in enumerate(found):
         row[: 3 + index] = torch.randint(5, 100, (3 + index,))
@@ -124,7 +124,7 @@ def rows(end: int, pad: int, length: int = LENGTH) -> torch.Tensor:
 
 
 def tokenizer(folder: Path) -> None:
-    """A WordPiece tokenizer of a few words, in the files of transformers."""
+    """Write a WordPiece tokenizer of a few words, in the files of transformers."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "cat", "dog"])}
@@ -136,16 +136,16 @@ def tokenizer(folder: Path) -> None:
 
 
 def own(config: dict[str, Any] | None = None) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A random CLIP of open_clip, and its tensors."""
+    """Return a random CLIP of open_clip, and its tensors."""
     model = scaled(open_clip.CLIP(**(config or OWN)))
     return model, {key: value.clone() for key, value in model.state_dict().items()}
 
 
-# Libraries that are in a package --------------------------------------------------------------------------------------
+# Libraries in a package --------------------------------------------------------------------------------------
 
 
 def hugging(make: Callable[[Any], Any], end: int, pad: int, length: int, folder: Path) -> Saved:
-    """A model of transformers, in the folder that it writes."""
+    """Build a model of transformers from the folder that it writes."""
     import transformers
 
     model = scaled(make(transformers))
@@ -196,7 +196,7 @@ def tips(transformers: Any, gated: bool = False) -> Any:
 
 
 def packed(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Pixels (B, 3, H, W) as SigLIP 2 of any resolution takes them: patches in a row, rows before colours."""
+    """Convert pixels (B, 3, H, W) for SigLIP 2 of any resolution: patches in a row, rows before colours."""
     grid = pixels.shape[2] // 8, pixels.shape[3] // 8
     cells = pixels.unflatten(2, (-1, 8)).unflatten(4, (-1, 8)).permute(0, 2, 4, 3, 5, 1)
     mask = torch.ones(len(pixels), grid[0] * grid[1], dtype=torch.long)
@@ -219,7 +219,7 @@ def any_size(folder: Path) -> Saved:
 
 
 def naflex(folder: Path) -> Any:
-    """A random model of transformers, saved with a tokenizer."""
+    """Return a random model of transformers, saved with a tokenizer."""
     import transformers
 
     vision = {key: value for key, value in VISION.items() if key != "image_size"}
@@ -232,7 +232,7 @@ def naflex(folder: Path) -> Any:
 
 
 def fg_clip(folder: Path) -> Saved:
-    """FG-CLIP 2: every patch asks in a pool of its own; words of boxes have a layer of their own. An image is a box."""
+    """FG-CLIP 2: each patch asks in its own pool; words of boxes have their own layer. An image is a box."""
     from transformers.models.siglip2.modeling_siglip2 import Siglip2MultiheadAttentionPoolingHead as Pool
 
     model = naflex(folder)
@@ -258,7 +258,7 @@ def fg_clip(folder: Path) -> Saved:
 
 
 class TextBlock(nn.Module):
-    """A block of dino.txt's text side, whose projections have no bias."""
+    """A block of dino.txt's text side; its projections have no bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -276,7 +276,7 @@ class TextBlock(nn.Module):
 
 
 class HeadBlock(nn.Module):
-    """A block of dino.txt's vision head: layer scales and a gated MLP."""
+    """A block of dino.txt's vision head, with layer scales and a gated MLP."""
 
     def __init__(self, width: int = 64, heads: int = 1) -> None:
         super().__init__()
@@ -324,7 +324,7 @@ def dino_txt(version: str, folder: Path) -> Saved:
     if version == "2":
         torch.save(vision, folder / "vision_head.pth")
         torch.save(text, folder / "text_encoder.pth")
-    else:  # its gate is a layer of its own
+    else:  # its gate is a separate layer
         for key in [key for key in vision if ".w12." in key]:
             for number, part in enumerate(vision.pop(key).chunk(2), 1):
                 vision[key.replace("w12", f"w{number}")] = part
@@ -345,7 +345,7 @@ def dino_txt(version: str, folder: Path) -> Saved:
 
 
 class Adaptor(nn.Module):
-    """The second form of the MLP of RADIO's adaptors, with one step inside."""
+    """The second form of the MLP in RADIO's adaptors, with one inner step."""
 
     def __init__(self, width: int, hidden: int, out: int) -> None:
         super().__init__()
@@ -423,7 +423,7 @@ def alt(transformers: Any) -> Any:
 
 
 def vision_alone(folder: Path) -> Saved:
-    """The image side of transformers' CLIP, with text vectors of elsewhere, as LLM2CLIP's are."""
+    """The image side of transformers' CLIP with text vectors from elsewhere, like LLM2CLIP's."""
     import transformers
 
     config = transformers.CLIPVisionConfig(**VISION, projection_dim=EMBED)
@@ -496,7 +496,7 @@ def cn_clip(resnet: bool, folder: Path) -> Saved:
 
 
 def vocabulary() -> Path:
-    """The vocabulary of Chinese-CLIP, which its authors' package holds."""
+    """The vocabulary of Chinese-CLIP, from its authors' package."""
     import cn_clip.clip
 
     return Path(cn_clip.clip.__file__).with_name("vocab.txt")
@@ -527,13 +527,13 @@ def lora(folder: Path) -> Saved:
     )
 
 
-# Programs that are in no package --------------------------------------------------------------------------------------
+# Programs without a package --------------------------------------------------------------------------------------
 
 OPENAI = {"input_resolution": SIDE, "context_length": LENGTH, "vocab_size": 49408}
 
 
 class Program(nn.Module):
-    """What OpenAI's files are: a scripted model with three numbers beside its weights."""
+    """The form of OpenAI's files: a scripted model with three numbers beside its weights."""
 
     def __init__(self, state: dict[str, torch.Tensor]) -> None:
         super().__init__()
@@ -559,7 +559,7 @@ def openai(config: dict[str, Any], folder: Path) -> Saved:
 
 
 def eva_names(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """timm's names of an EVA-02 turned into EVA's own, with the tables of rotary positions that its files hold."""
+    """Rename timm's names of an EVA-02 to EVA's own, and add the tables of rotary positions that its files hold."""
     theirs = {}
     for key, value in state.items():
         name = key.replace("attn.norm.", "attn.inner_attn_ln.").replace("mlp.norm.", "mlp.ffn_ln.")
@@ -572,7 +572,7 @@ def eva_names(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Te
 
 
 def eva(folder: Path, *, clipself: bool = False) -> Saved:
-    """EVA-02-CLIP in the names of its program; CLIPSelf's and DeCLIP's checkpoints are that inside a dict."""
+    """EVA-02-CLIP with its program's names; checkpoints of CLIPSelf and DeCLIP hold that in a dict."""
     text = scaled(open_clip.transformer.TextTransformer(**WORDS, output_dim=EMBED))
     vision = scaled(timm.create_model("eva02_base_patch16_clip_224", num_classes=EMBED, **EVA))
     state = eva_names(vision.state_dict(), "visual.") | {f"text.{key}": x for key, x in text.state_dict().items()}
@@ -598,7 +598,7 @@ def slip(folder: Path) -> Saved:
 
 
 class Differential(nn.Module):
-    """Differential attention as its paper has it (Ye et al., ICLR 2025, eq. 1 to 3), heads one by one."""
+    """Differential attention as in its paper (Ye et al., ICLR 2025, eq. 1 to 3), one head at a time."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -654,7 +654,7 @@ def diffclip(folder: Path) -> Saved:
 
 
 def tower(folder: Path) -> Saved:
-    """FARE and TeCoA: an image tower alone, beside a folder with the model that it was trained from."""
+    """FARE and TeCoA: an image tower alone, beside a folder with the model from which it was trained."""
     base, state = own({**OWN, "quick_gelu": True})
     model, _ = own({**OWN, "quick_gelu": True})
     save_file(state, folder / "open_clip_model.safetensors")
@@ -732,7 +732,7 @@ def jina_v1(folder: Path) -> Saved:
 
 
 def jina_v2(width: int | None, folder: Path) -> Saved:
-    """jina-clip v2: an XLM-R with rotary positions, whose weights stand beside the low-rank changes of its task."""
+    """jina-clip v2: an XLM-R with rotary positions; the low-rank changes of its task lie beside its weights."""
     import transformers
 
     vision, state = jina_vision()
@@ -834,7 +834,7 @@ ROWS = {
 
 @torch.no_grad()
 def differences(saved: Saved) -> tuple[float, float | None]:
-    """The largest difference of image and of text vectors from the publisher's."""
+    """Return the largest difference of image and of text vectors from the publisher's."""
     backbone: Any = load_backbone(**saved.load, device="cpu")
     pixels = torch.randn(2, 3, *backbone.tower.image_size)
     image = float((backbone.encode_image(pixels) - saved.image(pixels)).abs().max())
@@ -844,7 +844,7 @@ def differences(saved: Saved) -> tuple[float, float | None]:
 
 
 def table() -> str:
-    """The table of all rows whose libraries are installed."""
+    """Return the table of all rows whose libraries are installed."""
     lines = ["| form | as | image | text | computed by |", "|---|---|---|---|---|"]
     for index, row in enumerate(ROWS.values()):
         torch.manual_seed(index)

@@ -1,11 +1,11 @@
-"""Search for files on which the image reader breaks, by libFuzzer: python -m tools.fuzz_images (pip install atheris).
+"""Search with libFuzzer for files that break the image reader: python -m tools.fuzz_images (pip install atheris).
 
-Whatever the bytes, the reader owes pixels or one line (`tests/attacks/pictures.py`); anything else ends the search and
-leaves the file beside `--found`. Followed are the lines of densevl.images and of Pillow in Python; of decoders in C the
-search sees only what they give. `--keep` then writes the smallest files that take all ways found to
-tests/attacks/corpus.zip, which a test reads again.
+Whatever the bytes, the reader must return pixels or one line (`tests/attacks/pictures.py`); anything else ends the
+search and leaves the file beside `--found`. Coverage is that of the Python lines of densevl.images and Pillow; of
+decoders in C, the search sees only the results. `--keep` then writes the smallest files that cover all paths found to
+tests/attacks/corpus.zip, which a test reads.
 
-`--flips` says instead how many changed bits each format notices.
+`--flips` instead reports how many changed bits each format notices.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LONGEST = 4096  # bytes of a file
-KEPT = 180_000  # bytes of all that are kept
+KEPT = 180_000  # bytes of all kept files
 FLIPS = 400
 
 
@@ -29,7 +29,7 @@ def search(options: list[str], begin: Path | None = None) -> None:
     """Run libFuzzer, which starts its first argument again to merge.
 
     Args:
-        begin: where the pictures are put that the search starts from: sound ones of every kind, and what was kept.
+        begin: folder for the initial pictures: sound ones of every kind, and the kept ones.
     """
     import atheris
 
@@ -44,14 +44,14 @@ def search(options: list[str], begin: Path | None = None) -> None:
 
 
 def keep(found: Path) -> None:
-    """The files that matter, small ones first, until there are enough."""
+    """Write the files that matter to the corpus, small ones first, until there are enough."""
     from tests.attacks.pictures import CORPUS, corpus
 
     with tempfile.TemporaryDirectory() as merged:
         subprocess.run(
             [sys.executable, "-m", "tools.fuzz_images", "--raw", "-merge=1", merged, found], cwd=ROOT, check=True
         )
-        # Those named by words broke the reader once, and stay.
+        # Files named by words once broke the reader, and stay.
         kept = {name: data for name, data in corpus().items() if not re.fullmatch("[0-9a-f]{12}", name)}
         total = sum(map(len, kept.values()))
         for path in sorted(Path(merged).iterdir(), key=lambda path: path.stat().st_size):

@@ -1,11 +1,11 @@
-"""Peak memory of segmenting huge pictures block by block, and whether the result is that of the whole picture.
+"""Measure peak memory of segmenting huge pictures block by block, and compare the result with the whole picture's.
 
     python -m tools.huge_memory --height 20000 --width 20000 --labels 150
     python -m tools.huge_memory --height 6000 --width 6000 --labels 150 --compare
 
-A picture of that size is drawn from the scenes of demo/, with noise, as a tiled TIFF. `mini` segments it in a process
-of its own, whose peak of resident memory is printed; with --compare another one segments the whole picture at once, and
-pixels that differ are counted.
+A picture of that size is composed from the scenes of demo/, with noise, as a tiled TIFF. `mini` segments it in its own
+process, whose peak of resident memory is printed; with --compare another process segments the whole picture at once,
+and differing pixels are counted.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ with rasterio.open(sys.argv[2]) as file:
 
 
 def draw(path: Path, height: int, width: int) -> None:
-    """Write scenes side by side, each with noise of its own."""
+    """Write scenes side by side, each with its own noise."""
     import rasterio
 
     rng = np.random.default_rng(0)
@@ -67,7 +67,7 @@ def draw(path: Path, height: int, width: int) -> None:
 
 
 def main() -> None:
-    """Draw, run, print."""
+    """Draw, run, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("height", 20_000), ("width", 20_000), ("labels", 150)):
         parser.add_argument(f"--{name}", type=int, default=default)

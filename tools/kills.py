@@ -1,18 +1,18 @@
-"""Long work that is killed at random moments and started again: is anything lost, cut or different?
+"""Long tasks are killed at random moments and restarted: is anything lost, cut or different?
 
     python -m tools.kills --kills 20 --seed 0 --page docs/folders.md
 
-Each command does small generated pictures with the model `mini`, once undisturbed and once in another folder, where it
-is killed by SIGKILL, with all its processes, at random moments, and started again until it ends; and so in one folder
-after another, until so many kills met a run at work. After each kill all files that have their final names are read
-back, and those with a name that the undisturbed run has too are compared with it. At the end both folders are compared
-byte for byte, but for the times that reports of evaluations tell, and for the overlays of videos: x264 gives other
+Each command does small generated pictures with the model `mini`, once undisturbed and once in another folder, where
+SIGKILL ends all its processes at random moments and it is restarted until it finishes. This is repeated in one folder
+after another until enough kills hit a running task. After each kill all files with final names are read back, and those
+that the undisturbed run also has are compared with it. At the end both folders are compared byte for byte, except for
+the times in reports of evaluations and the overlays of videos: x264 gives other
 bytes for the same pixels, so their decoded frames are compared.
 
-Columns: `kills` that met a run at work; `read` files that were read back after kills; `cut`, of them, those that could
-not be; `again` the most work that was done twice after one kill, where files tell (results of images, or counts of
-evaluations); `left` temporary files at the end; `differ` files that are others at the end, or missing. With `--page`
-the table goes into that page, between its markers.
+Columns: `kills` that hit a running task; `read` files that were read back after kills; `cut`, those of them that were
+unreadable; `again` the most work that was repeated after one kill, if files tell (results of images, or counts of
+evaluations); `left` temporary files at the end; `differ` files that differ at the end, or are missing. With `--page`
+the table is written to that page, between its markers.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ from tools.bench_folder import LABELS, content, make_images
 from tools.pages import replaced
 
 GROWING = ("errors.jsonl", "densevl.json", "bank.json", "-index.npz", "state/")
-"""Files that say something else at each moment."""
+"""Files that are different at each moment."""
 FOLDERS = 10
-"""In which a command is begun, until it was killed often enough."""
+"""Most folders per command to reach the number of kills."""
 TIMES = ("report.html", "results.json")
-"""Reports that tell the seconds of their run; `_content_of` takes those out."""
+"""Reports that contain the seconds of their run; `_content_of` removes those."""
 
 
 @dataclass(frozen=True)
 class Long:
-    """A command. Attributes: words: "OUT" for its folder. given: writes what it works on. code: its exit code."""
+    """A command. Attributes: words: its arguments, "OUT" for its folder. given: writes its inputs. code: exit code."""
 
     words: str
     given: Callable[[Path], None]
@@ -140,7 +140,7 @@ COMMANDS = {
 
 
 def started(words: Sequence[str], folder: Path) -> int:
-    """Start the command in a process of its own, where everything is imported already, and return its number."""
+    """Start the command in a separate process, where everything is imported already, and return its number."""
     child = os.fork()
     if child:
         with suppress(OSError):  # it has done so itself, or has ended
@@ -168,12 +168,12 @@ def ended(child: int) -> int:
 
 
 def read_back(path: Path) -> None:
-    """Read a file to its end; raises what its reader raises of one that is cut."""
+    """Read a file to its end; raise the reader's error if it is cut."""
     data = path.read_bytes()
     if path.suffix == ".json":
         json.loads(data)
     elif path.suffix == ".jsonl":
-        [json.loads(line) for line in data.split(b"\n")[:-1]]  # a row is added at once; the last may be on its way
+        [json.loads(line) for line in data.split(b"\n")[:-1]]  # each row is one write; the last may be incomplete
     elif path.suffix in (".png", ".jpg"):
         with Image.open(io.BytesIO(data)) as picture:
             picture.load()
@@ -196,12 +196,12 @@ def read_back(path: Path) -> None:
 
 
 def _final(folder: Path) -> list[Path]:
-    """Files that have their final names."""
+    """Return the files with final names."""
     return [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".densevl-")]
 
 
 def _content_of(name: str, data: bytes) -> bytes:
-    """A file without what differs from run to run."""
+    """Return a file's content without the parts that differ from run to run."""
     if name == "results.json":
         return json.dumps({key: value for key, value in json.loads(data).items() if key != "run"}).encode()
     if name == "report.html":
@@ -215,7 +215,7 @@ def _content_of(name: str, data: bytes) -> bytes:
 
 
 def comparable(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder that does not differ from run to run by what it is: state/ has a file a run."""
+    """Return every file of a folder that should not differ between runs: state/ has one file per run."""
     return {
         name: _content_of(name, data)
         for name, data in content(folder).items()
@@ -224,12 +224,12 @@ def comparable(folder: Path) -> dict[str, bytes]:
 
 
 def _seen(folder: Path) -> dict[str, tuple[int, int]]:
-    """Which files there are, by place and time of change."""
+    """Return which files exist, by path and time of change."""
     return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in _final(folder)}
 
 
 def _again(out: Path) -> int | None:
-    """Predictions of an evaluation that are there and not counted; None if it is none."""
+    """Return the predictions of an evaluation that exist but are not counted; None if it is not one."""
     if not (out / "state").is_dir():
         return None
     counted = sum(int(State.load(path).done.sum()) for path in (out / "state").glob("*.npz"))
@@ -239,7 +239,7 @@ def _again(out: Path) -> int | None:
 
 
 def killed(name: str, kills: int, rng: random.Random) -> dict[str, Any]:
-    """Do a command undisturbed and killed so often; a row of the table."""
+    """Run a command undisturbed and then with kills; return a row of the table."""
     long = COMMANDS[name]
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -315,18 +315,18 @@ def _count_again(row: dict[str, Any], before: dict[str, tuple[int, int]], out: P
 
 
 def _written_again(before: dict[str, tuple[int, int]], now: dict[str, tuple[int, int]], out: Path) -> int:
-    """How many images have a result that was there and was written once more."""
+    """Return how many images had a result that was written again."""
     again = [path for path, seen in before.items() if now.get(path, seen) != seen and _result(path, out)]
     return len({Path(path).stem.removesuffix(OVERLAY_MARK).removesuffix(CONFIDENCE_MARK) for path in again})
 
 
 def _result(path: str, out: Path) -> bool:
-    """Whether a file is of one image, and no list of all of them."""
+    """Tell whether a file belongs to one image, and is not a list of all."""
     return not any(sign in path.removeprefix(str(out)) for sign in (*GROWING, *TIMES))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The table of docs/folders.md."""
+    """Return the table of docs/folders.md."""
     lines = [f"| command | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for row in rows:
         figures = [f"{row[key] if isinstance(row[key], int) else len(row[key]):,}" for key in COLUMNS]
@@ -335,7 +335,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """See the module text; exit code 1 if anything was lost, cut or different."""
+    """See the module text. The exit code is 1 if anything was lost, cut or different."""
     parser = Parser(prog="python -m tools.kills", description=__doc__)
     parser.add_argument("--commands", default=",".join(COMMANDS), help="with commas between")
     parser.add_argument("--kills", type=int, default=20, help="of each command")
@@ -372,7 +372,7 @@ COLUMNS = {
     "left": "temporary files at the end",
     "differ": "files that differ",
 }
-"""By figure of a row, its heading."""
+"""The heading of each figure of a row."""
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,8 +1,8 @@
-"""The memory that loading a model takes: python tools/load_memory.py --arch ViT-L-14 --dtype float16 --shards 4.
+"""Measure the memory of loading a model: python tools/load_memory.py --arch ViT-L-14 --dtype float16 --shards 4.
 
-A random model is saved in shards, and loaded in each precision by a process of its own. Printed are the seconds, and in
-GiB over what that process has before: its peak ("peak" with, "own" without the pages of files, which give way when
-others need memory), and what it keeps ("held").
+A random model is saved in shards, and each precision is loaded in its own process. Prints the seconds and, in GiB above
+the process's memory before, its peak ("peak" with, "own" without the pages of files, which are freed when others need
+memory), and the memory that it keeps ("held").
 """
 
 from __future__ import annotations

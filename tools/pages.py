@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 def replaced(text: str, new: str, start: str, end: str) -> str:
-    """A page with the part between two markers replaced; `new` has the markers too.
+    """Replace the part of a page between two markers; `new` includes the markers.
 
     Raises:
-        SystemExit: the page lacks the markers.
+        SystemExit: If the page lacks the markers.
     """
     if start not in text or end not in text:
         raise SystemExit(f"the page lacks the markers {start} and {end}")

@@ -1,6 +1,6 @@
-"""The same image tower by what a user would take instead of densevl, in one run: `python tools/bench.py --peers`.
+"""The same image tower in the libraries that a user might take instead of densevl: `python tools/bench.py --peers`.
 
-Needs the extra "bench". Each runs on one thread, all in turn in one process, from the same random weights.
+Needs the extra "bench". Each runs on one thread, all alternating in one process, with the same random weights.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Run = Callable[[], torch.Tensor]
 
 
 def peers(rounds: int) -> dict[str, Any]:
-    """For each of `ARCHES` the cost of an image embedding of `WINDOWS` windows by each, and its relative error; then
-    photos from pixels to labels, as a share of the papers' windows in passes of open_clip."""
+    """For each of `ARCHES`, the time of an image embedding of `WINDOWS` windows by each, and its relative error; then
+    photos from pixels to labels, relative to open_clip's passes over the papers' windows."""
     import onnxruntime
     import openvino
 
@@ -55,7 +55,7 @@ def peers(rounds: int) -> dict[str, Any]:
 
 
 def passes(backbone: Backbone, rounds: int, windows: int) -> list[dict[str, Any]]:
-    """Rows of one architecture."""
+    """Return the rows of one architecture."""
     side = backbone.tower.image_size  # type: ignore[attr-defined]
     pixels = torch.randn(windows, 3, *side, generator=torch.Generator().manual_seed(0))
     visual = backbone.model.visual  # type: ignore[attr-defined]
@@ -77,7 +77,7 @@ def passes(backbone: Backbone, rounds: int, windows: int) -> list[dict[str, Any]
 
 
 def embedding(backbone: Backbone, pixels: torch.Tensor) -> Run:
-    """The tower's own image embedding by our engine."""
+    """Return the tower's own image embedding by our engine."""
     tower: Any = backbone.tower  # type: ignore[attr-defined]
     grid = pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size
 
@@ -91,7 +91,7 @@ def embedding(backbone: Backbone, pixels: torch.Tensor) -> Run:
 
 
 def openvino_run(visual: torch.nn.Module, pixels: torch.Tensor) -> Run:
-    """OpenVINO's, converted from the torch module."""
+    """Return OpenVINO's embedding, converted from the torch module."""
     import openvino
 
     with quiet():
@@ -107,7 +107,7 @@ def openvino_run(visual: torch.nn.Module, pixels: torch.Tensor) -> Run:
 
 
 def onnxruntime_run(visual: torch.nn.Module, pixels: torch.Tensor, folder: Path) -> Run:
-    """ONNX Runtime's, with the weights of products quantised to 8 bits and tokens as they come."""
+    """Return ONNX Runtime's embedding, with matmul weights quantised to 8 bits and tokens dynamically."""
     import onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -124,7 +124,7 @@ def onnxruntime_run(visual: torch.nn.Module, pixels: torch.Tensor, folder: Path)
 
 @contextmanager
 def quiet() -> Any:
-    """Without what converters say of themselves; attention by plain operators, which they know."""
+    """Silence the converters; use plain operators for attention, which they know."""
     logging.disable(logging.WARNING)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

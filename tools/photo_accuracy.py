@@ -1,15 +1,15 @@
-"""How well `photo` labels photographs: mIoU on PASCAL VOC photos and masks that you have, by three questions.
+"""How well does `photo` label photographs? mIoU on your copy of PASCAL VOC, for three questions.
 
     python -m tools.photo_accuracy --photos VOC/JPEGImages --masks VOC/SegmentationClassAug --models photo photo+vit
     python -m tools.photo_accuracy --photos VOC/JPEGImages --masks VOC/SegmentationClassAug --calibrate
 
-A: the 20 names are asked, background is ignored. B: the same, background is a class. C: background is a class, and only
-the names in the photo and two others are asked, which is what people do. Photos are drawn rarest class first, a number
-for each class, by a seed, and go to development and to the test by turns. The mean is over classes with at least nine,
-and background in B and C.
+A: the 20 names are asked, background is ignored. B: the same, but background is a class. C: background is a class, and
+only the names in the photo and two others are asked, as people do. Photos are drawn rarest class first, a set number
+per class, by a seed, and go to development and test alternately. The mean is over classes with at least nine, and
+background in B and C.
 
-`--calibrate` fits how sure a pixel is (`InferenceProtocol.calibration`) on the development photos, questions B and C
-alike, and prints the expected calibration error and the reliability curve on those of the test.
+`--calibrate` fits the confidence of pixels (`InferenceProtocol.calibration`) on the development photos, questions B and
+C alike, and prints the expected calibration error and the reliability curve on the test photos.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ NAMES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-ENOUGH = 9  # photos of a class that counts
+ENOUGH = 9  # photos that a class needs to count
 OTHERS = 2
-SPARSE = 97  # pixels from one that is looked at to the next, in reading order
+SPARSE = 97  # step between sampled pixels, in reading order
 QUESTIONS = ("A", "B", "C")
 PARTS = ("development", "test")
 Pair = tuple[Path, Path]
 
 
 def pairs(photos: Path, masks: Path) -> Iterator[Pair]:
-    """Photos that have a mask of their size, by name."""
+    """Return photos that have a mask of their size, by name."""
     for mask in sorted(masks.glob("*.png")):
         found = next(
             (path for path in (photos / f"{mask.stem}{end}" for end in (".jpg", ".jpeg")) if path.exists()), None
@@ -49,13 +49,13 @@ def pairs(photos: Path, masks: Path) -> Iterator[Pair]:
 
 
 def classes_of(mask: Path) -> list[int]:
-    """The classes of a mask, 0 to 19, which cover at least one pixel in 200."""
+    """Return the classes of a mask, 0 to 19, that cover at least one pixel in 200."""
     counts = np.bincount(np.array(Image.open(mask)).ravel(), minlength=256)
     return [c for c in range(len(NAMES)) if counts[c + 1] * 200 >= counts.sum()]
 
 
 def draw(found: Sequence[Pair], each: int, seed: int) -> list[Pair]:
-    """Up to so many photos for each class, the rarest first."""
+    """Return up to `count` photos for each class, the rarest first."""
     shuffled = list(found)
     Random(seed).shuffle(shuffled)
     held = {pair: classes_of(pair[1]) for pair in shuffled}
@@ -69,7 +69,7 @@ def draw(found: Sequence[Pair], each: int, seed: int) -> list[Pair]:
 
 
 def asked(pair: Pair, question: str) -> list[int]:
-    """The classes that are asked of a photo."""
+    """Return the classes to ask for in a photo."""
     if question != "C":
         return list(range(len(NAMES)))
     here = classes_of(pair[1])
@@ -78,14 +78,14 @@ def asked(pair: Pair, question: str) -> list[int]:
 
 
 def largest_box(truth: np.ndarray) -> dict[str, list[int]]:
-    """The box of all pixels of the class, 0 to 19, that has most; none where no class is."""
+    """Return the box of all pixels of the most frequent class, 0 to 19; none if there is no class."""
     counts = np.bincount(truth[truth < len(NAMES)], minlength=len(NAMES))
     ys, xs = np.nonzero(truth == counts.argmax())
     return {NAMES[counts.argmax()]: [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]} if counts.any() else {}
 
 
 def measure(segment: Segmenter, chosen: Sequence[Pair], boxed: bool = False) -> dict[str, np.ndarray]:
-    """Confusion (21, 21) of each question, truth by row and background last; `boxed`: the largest class has its box."""
+    """Return the confusion (21, 21) per question, truth by row, background last; `boxed`: its largest class has a box."""
     counts = {question: np.zeros((len(NAMES) + 1,) * 2, np.int64) for question in QUESTIONS}
     for pair in chosen:
         truth = np.array(Image.open(pair[1])).astype(np.int64)
@@ -104,14 +104,14 @@ def measure(segment: Segmenter, chosen: Sequence[Pair], boxed: bool = False) -> 
                 prior_CYX = ClassBoxes.parse(boxes, labels, size).prior(evidence.windows)
                 evidence = evidence.plus(prior_CYX / segment.protocol.logit_scale)
             result = segment.decide(evidence, prepared.rgb, labels, policy, segments)
-            answer = np.array([*numbers, len(NAMES)])[result.labels]  # -1, nothing, is the last
+            answer = np.array([*numbers, len(NAMES)])[result.labels]  # -1, nothing, maps to the last
             valid = truth < len(NAMES) + (question != "A")
             np.add.at(counts[question], (truth[valid], answer[valid]), 1)
     return counts
 
 
 def sureness(segment: Segmenter, chosen: Sequence[Pair]) -> dict[str, np.ndarray]:
-    """Confidence and whether the label is right, (2, n), at every `SPARSE`th pixel of each question but A."""
+    """Return confidence and whether the label is right, (2, n), at every `SPARSE`th pixel of each question but A."""
     found: dict[str, list[np.ndarray]] = {question: [] for question in QUESTIONS[1:]}
     for pair in chosen:
         truth = np.array(Image.open(pair[1])).astype(np.int64).ravel()[::SPARSE]
@@ -128,13 +128,13 @@ def sureness(segment: Segmenter, chosen: Sequence[Pair]) -> dict[str, np.ndarray
 
 
 def logit(p: np.ndarray) -> np.ndarray:
-    """Log odds of probabilities kept a millionth from 0 and 1."""
+    """Return log odds of probabilities, clamped to a millionth from 0 and 1."""
     p = np.clip(p, 1e-6, 1 - 1e-6)
     return np.log(p) - np.log1p(-p)
 
 
 def bins(sure_right: np.ndarray) -> Iterator[tuple[float, float, float]]:
-    """Mean confidence, share that is right, and share of the pixels, of each tenth of the scale that has any."""
+    """Return mean confidence, accuracy, and share of the pixels, for each non-empty tenth of the scale."""
     place = np.minimum((10 * sure_right[0]).astype(int), 9)
     for number in np.unique(place):
         own = sure_right[:, place == number]
@@ -142,12 +142,12 @@ def bins(sure_right: np.ndarray) -> Iterator[tuple[float, float, float]]:
 
 
 def error(sure_right: np.ndarray) -> float:
-    """Expected calibration error over ten bins (Guo et al., ICML 2017)."""
+    """Return the expected calibration error over ten bins (Guo et al., ICML 2017)."""
     return sum(abs(sure - right) * share for sure, right, share in bins(sure_right))
 
 
 def calibrate(name: str, parts: Sequence[Sequence[Pair]], refine: str | None) -> None:
-    """Fit slope and offset on the first of two parts and print what they do to both."""
+    """Fit slope and offset on the first of two parts and print their effect on both."""
     from sklearn.linear_model import LogisticRegression
 
     segment = Segmenter(name, refine=refine, protocol={"calibration": (1.0, 0.0)})
@@ -170,7 +170,7 @@ def calibrate(name: str, parts: Sequence[Sequence[Pair]], refine: str | None) ->
 
 
 def ious(counts: np.ndarray) -> np.ndarray:
-    """IoU of each class (21,); nan where it is nowhere."""
+    """Return the IoU of each class (21,); NaN for absent classes."""
     hit = np.diag(counts).astype(float)
     union = counts.sum(0) + counts.sum(1) - hit
     return np.where(union > 0, hit / np.maximum(union, 1), np.nan)

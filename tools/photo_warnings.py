@@ -1,10 +1,10 @@
-"""Whether the photo model warns of the words that it is wrong about: a folder of photos for each word, as Caltech-101.
+"""Does the photo model warn about the words that it gets wrong? One folder of photos per word, as in Caltech-101.
 
     python -m tools.photo_warnings --photos CALTECH/101_ObjectCategories
 
-A word works if its ranking of all photos has an average precision of at least a half. It is warned of if `reach` does
-not trust it. Own words are those of the model's names and tables, which the warnings are to spare; all others are read
-by what they are a kind of, their last word or likeness, and each warning says by which.
+A word works if its ranking of all photos has an average precision of at least a half. It is warned about if `reach`
+does not trust it. Own words are those of the model's names and tables, which should get no warnings; all others are
+read by a broader word, their last word or similarity, and each warning says which.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tools.photo_words import average_precision, evidence, logits_of
 
 WORKS = 0.5
 OWN = ("name", "table", "kind")
-# Folders of Caltech-101 that are called otherwise than the thing.
+# Folders of Caltech-101 whose names differ from those of their things.
 CALLED = {
     **{"airplanes": "airplane", "Motorbikes": "motorbike", "Leopards": "leopard", "car_side": "car", "Faces": "face"},
     **{"Faces_easy": "face", "cougar_body": "cougar", "cougar_face": "cougar", "crocodile_head": "crocodile"},
@@ -31,7 +31,7 @@ CALLED = {
 
 
 class Word(NamedTuple):
-    """A word, how it is reached, whether it is warned of, and the average precision of its ranking."""
+    """A word, how it is reached, whether it is warned about, and the average precision of its ranking."""
 
     name: str
     way: str
@@ -40,7 +40,7 @@ class Word(NamedTuple):
 
 
 def measure(folder: Path, each: int, seed: int) -> list[Word]:
-    """Each word on so many photos of every folder."""
+    """Rank `count` photos of every folder by each word."""
     model, photos, owner = Photo("cpu"), [], []
     for path in sorted(path for path in folder.iterdir() if path.is_dir()):
         own = sorted(path.glob("*.jp*g"))
@@ -57,7 +57,7 @@ def measure(folder: Path, each: int, seed: int) -> list[Word]:
 
 
 def rates(found: Iterable[Word]) -> str:
-    """How many words work and do not, and how many of each are warned of."""
+    """Count how many words work or fail, and how many of each are warned about."""
     lines = ["| words | work | of these warned | do not | of these warned |", "|---|---|---|---|---|"]
     words = list(found)
     parts = {"own": [w for w in words if w.way in OWN], "others": [w for w in words if w.way not in OWN], "all": words}

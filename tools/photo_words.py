@@ -1,17 +1,17 @@
-"""The words that the photo model reaches by WordNet: densevl/backbones/photo/wordnet.json, and what they are worth.
+"""The words that the photo model reaches by WordNet (densevl/backbones/photo/wordnet.json), and their accuracy.
 
     apt-get install wordnet-base
     python -m tools.photo_words                                     # writes the file
     python -m tools.photo_words --photos CALTECH/101_ObjectCategories   # measures words on photos, a folder for each
 
-The 1000 ImageNet classes are nouns of WordNet 3.0 (Princeton University; its licence is in NOTICE). From its files come
+The 1000 ImageNet classes are nouns of WordNet 3.0 (Princeton University; its licence is in NOTICE). Its files give
 
 - kinds: nouns with classes below them, "furniture" and "motor vehicle", with these classes. Nouns that say too little
-  of what a thing looks like are cut: with too many classes, or named in `CUT`.
-- under: other nouns, by the known word that they are a kind of: "emu" by "ratite", "nurse" by "person", "oak" by
-  "tree", which the model does not know. Rare words, which the sentence encoder breaks in many pieces, are left out.
+  of a thing's looks are cut: those with too many classes, or named in `CUT`.
+- under: other nouns, by a known broader word: "emu" by "ratite", "nurse" by "person", "oak" by
+  "tree", if the model does not know it. Rare words, which the sentence encoder splits into many pieces, are left out.
 
-Words that the hand-made table or the class names have are left to them. A noun with several senses means the first.
+Words in the hand-made table or the class names stay there. A noun with several senses means the first.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from PIL import Image
 from densevl.backbones.photo import Photo, minilm, scoring, words
 from densevl.files import atomic_write
 
-WORDNET = Path("/usr/share/wordnet")  # of Debian's package wordnet-base
+WORDNET = Path("/usr/share/wordnet")  # from Debian's package wordnet-base
 TARGET = Path(words.__file__).with_name("wordnet.json")
 MOST = 70  # classes of a kind: the vehicles
-NEAR = 60  # classes of a kind by which a narrower word is read
-FEW = 3  # classes of a kind of things by which a narrower word is read: one thing may look unlike all others
+NEAR = 60  # most classes of a kind that may stand for a narrower word
+FEW = 3  # least classes of a kind of things that may do so: one thing may look unlike all others
 LENGTH = 2  # words of a narrower word
-PIECES = 3  # that the sentence encoder breaks a narrower word in: rarer words are broken in more
-# What is seen, and what is eaten, which many animals are too.
+PIECES = 3  # of a narrower word in the sentence encoder; rarer words have more
+# Senses that are seen and those that are eaten; many animals are both.
 ROOTS = (("animal#1", "artifact#1", "fungus#1", "fruit#1", "flower#1", "geological formation#1"), ("food#1", "food#2"))
-# Kinds that say too little of what a thing looks like.
+# Kinds that say too little about a thing's looks.
 CUT = {
     *("appliance", "area", "article", "assembly", "barrier", "building complex", "commodity", "communication system"),
     *("connection", "consumer goods", "control", "covering", "creation", "decoration", "design", "device"),
@@ -58,8 +58,8 @@ class Nouns:
     """The nouns of WordNet.
 
     Attributes:
-        names: of each sense, as spelled. above, below: senses. senses: of each name in lower case, most usual first.
-        counted: how many of them were met in texts. classes: of each sense, those it is or has below.
+        names: spelling of each sense. above, below: senses. senses: of each name in lower case, most usual first.
+        counted: how many of them occur in texts. classes: of each sense, those it is or has below it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,12 +86,12 @@ class Nouns:
                 self.classes[sense].add(index)
 
     def sense(self, name: str) -> int:
-        """The sense of "animal#1"."""
+        """Return the sense of "animal#1"."""
         word, _, number = name.partition("#")
         return self.senses[word][int(number) - 1]
 
     def closure(self, start: Iterable[int], step: dict[int, list[int]]) -> set[int]:
-        """Senses and all that `step` leads to."""
+        """Return senses and all that `step` leads to."""
         found: set[int] = set()
         waiting = list(start)
         while waiting:
@@ -103,7 +103,7 @@ class Nouns:
 
 
 def _lines(path: Path) -> Iterator[list[str]]:
-    """Fields of the lines after the licence."""
+    """Yield the fields of the lines after the licence."""
     for line in path.read_text(encoding="latin-1").splitlines():
         if not line.startswith("  "):
             yield line.partition("|")[0].split()
@@ -120,7 +120,7 @@ class Reader:
     """Which classes, or which known word, each noun means."""
 
     def __init__(self, nouns: Nouns) -> None:
-        """Lay out which senses may answer."""
+        """Prepare the senses that may answer."""
         self._nouns = nouns
         self._roots = [nouns.closure(map(nouns.sense, roots), nouns.below) for roots in ROOTS]
         self._things = nouns.closure([nouns.sense("artifact#1")], nouns.below)
@@ -135,7 +135,7 @@ class Reader:
                 self._refused |= dict.fromkeys(below, word)
 
     def kinds(self) -> dict[str, list[int]]:
-        """The classes of words that have classes below them."""
+        """Return the classes of words with classes below them."""
         found: dict[str, list[int]] = {}
         for sense, names in self._nouns.names.items():
             classes = sorted(self._classes(sense))
@@ -146,7 +146,7 @@ class Reader:
         return found
 
     def under(self, kinds: Mapping[str, Sequence[int]], names: Iterable[str] | None = None) -> dict[str, str]:
-        """The known word that a narrower word is a kind of, of some nouns or of all."""
+        """Return the known broader word of a narrower word, for some nouns or for all."""
         pieces = _pieces()
         found: dict[str, str] = {}
         for name in self._nouns.senses if names is None else names:
@@ -159,14 +159,14 @@ class Reader:
             whole = len(said) > 1 or wider == "person"
             if wider not in (None, said[-1]) and all(pieces(word) <= (1 if whole else PIECES) for word in said):
                 found[name] = wider
-        # The last word of a phrase tells it already.
+        # The last word of a phrase already says it.
         return {name: wider for name, wider in found.items() if found.get(name.split()[-1]) != wider or " " not in name}
 
     def meant(self, name: str) -> int | None:
-        """The sense that a noun is taken for: the first, but the animal before its meat."""
+        """Return the sense of a noun: the first, but the animal before its meat."""
         senses = self._spelled(name)
         seen, eaten = self._roots
-        if not self._nouns.counted.get(name):  # none of its senses is the usual one
+        if not self._nouns.counted.get(name):  # it has no usual sense
             senses = [sense for sense in senses if sense in self._physical]
         first = next((sense for sense in senses if sense not in eaten), None)
         if first in seen:
@@ -174,12 +174,12 @@ class Reader:
         return senses[0] if senses and senses[0] in eaten else None
 
     def _wider(self, name: str, kinds: Mapping[str, Sequence[int]]) -> str | None:
-        """The known word that a noun is a kind of; None if there is none near."""
+        """Return the known broader word of a noun; None if there is none near."""
         senses, meant = self._spelled(name), self.meant(name)
         if not senses:
             return None
         if senses[0] in self._people:
-            # "stroller" has a person first too, but no text that was counted says so.
+            # "stroller" also has a person first, but no counted text supports it.
             return "person" if " " not in name and (meant is None or self._nouns.counted[name] == 1) else None
         if senses[0] in self._refused and (meant is None or meant not in self._roots[-1]):
             return self._refused[senses[0]]
@@ -198,25 +198,25 @@ class Reader:
         return None
 
     def _spelled(self, name: str) -> list[int]:
-        """Senses of a noun, without those that it is a proper name of."""
+        """Return the senses of a noun without those for which it is a proper name."""
         return [sense for sense in self._nouns.senses.get(name, []) if name in self._nouns.names[sense]]
 
     def _classes(self, sense: int) -> set[int]:
         return self._nouns.classes.get(sense, set())
 
     def _vague(self, names: Iterable[str]) -> bool:
-        """Whether a sense says too little, or is one that the hand-made table refuses."""
+        """Tell whether a sense says too little, or is refused by the hand-made table."""
         return any(name in CUT or words.alias_rows(name) == [] for name in names)
 
 
 def _told(name: str) -> list[int] | None:
-    """The classes of a word of the hand-made table or of a class name."""
+    """Return the classes of a word of the hand-made table or of a class name."""
     table = words.alias_rows(name)
     return table if table is not None else words.by_form(words.named(), name)
 
 
 def _pieces() -> Callable[[str], int]:
-    """How many pieces the sentence encoder breaks a word in."""
+    """Return into how many pieces the sentence encoder splits a word."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(minilm.wheel_file("tokenizer.json")))
@@ -225,13 +225,13 @@ def _pieces() -> Callable[[str], int]:
 
 
 def _spans(classes: Sequence[int]) -> str:
-    """0, 1, 2, 7 as "0-2, 7"."""
+    """Format 0, 1, 2, 7 as "0-2, 7"."""
     runs = [[i for _, i in run] for _, run in groupby(enumerate(classes), lambda pair: pair[1] - pair[0])]
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def table(wordnet: Path) -> str:
-    """The text of wordnet.json."""
+    """Return the text of wordnet.json."""
     reader = Reader(Nouns(wordnet))
     kinds = reader.kinds()
     parts = {
@@ -253,7 +253,7 @@ def _inverted(table: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def logits_of(model: Photo, photos: Sequence[Path]) -> torch.Tensor:
-    """Class logits (N, 1000) of whole photos."""
+    """Return class logits (N, 1000) of whole photos."""
     rows = []
     for photo in photos:
         with Image.open(photo) as image:
@@ -263,20 +263,20 @@ def logits_of(model: Photo, photos: Sequence[Path]) -> torch.Tensor:
 
 
 def evidence(logits_NK: torch.Tensor, rows_TK: torch.Tensor) -> torch.Tensor:
-    """How much each photo has of each word (N, T): the model's own measure, over the whole photo."""
+    """Return how much of each word each photo contains (N, T): the model's own measure, over the whole photo."""
     share_TK = rows_TK / rows_TK.sum(1, keepdim=True)
     breadth_T = scoring.BREADTH * -share_TK.square().sum(1).log()
     return torch.stack([(logits_NK + share_K.log()).logsumexp(1) for share_K in share_TK], 1) + breadth_T
 
 
 def average_precision(scores_N: torch.Tensor, right_N: torch.Tensor) -> float:
-    """Of a ranking of photos."""
+    """Return the average precision of a ranking of photos."""
     hits = right_N[scores_N.argsort(descending=True)].double()
     return float((hits.cumsum(0) / torch.arange(1, len(hits) + 1) * hits).sum() / hits.sum())
 
 
 def measure(folder: Path, nouns: Nouns, each: int, seed: int) -> str:
-    """A table of what words are worth with and without wordnet.json, on photos in a folder for each word."""
+    """Return a table of words' accuracy with and without wordnet.json, on photos in a folder for each word."""
     held = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
     model, photos, owner = Photo("cpu"), [], []
     for name, path in held.items():

@@ -1,8 +1,8 @@
 """The pictures of README.md, docs/photo.md and docs/troubleshooting.md: python -m tools.pictures [NAME ...].
 
-uses: docs/uses.jpg, an image and its result for each of three uses. photo: docs/photo.jpg, the model of photos where it
-is right and where it fails, with the warnings of the results. absent, words, background, size: docs/wrong-NAME.jpg, a
-failure beside the way out. The pictures in demo/large that they show are made by `python -m tools.large_pictures`.
+uses: docs/uses.jpg, an image and its result for each of three uses. photo: docs/photo.jpg, the photo model where it is
+right and where it fails, with the warnings of the results. absent, words, background, size: docs/wrong-NAME.jpg, a
+failure beside its solution. They show pictures of demo/large, which `python -m tools.large_pictures` makes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from densevl.proposals import load_proposer
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "demo"
-ACROSS, GAP = 1660, 20  # twice as wide as pages show it
+ACROSS, GAP = 1660, 20  # twice the width on pages
 TITLE, SMALL, NAME = 32, 25, 27  # sizes of text
 INK, FAINT, WRONG, RIGHT = (33, 37, 41), (95, 103, 112), (208, 48, 58), (31, 140, 72)
 THINGS = ["bicycle", "pizza", "mushroom", "car", "aeroplane", "guitar", "sailboat", "dog", "umbrella"]
@@ -34,10 +34,10 @@ SEEN = {"short_side": 192}  # the size at which `mini` knows the things of demo/
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture, uint8 RGB (H, W, 3), and what stands around it.
+    """A picture, uint8 RGB (H, W, 3), with its texts.
 
     Attributes:
-        title: above. said: in small letters below the title. below: warnings, a line each. good: a tick or a cross
+        title: above. said: in small letters below the title. below: warnings, one per line. good: a tick or a cross
             before the title.
     """
 
@@ -49,7 +49,7 @@ class Cell:
 
 
 def uses() -> None:
-    """Segmentation of a photo, named masks and an anomaly map, each below what it was made of."""
+    """Draw segmentation of a photo, named masks and an anomaly map, each below its input."""
     photo, scene, wall = (
         DEMO / name for name in ("images/astronaut.jpg", "large/grass.jpg", "large/brick_cracked.jpg")
     )
@@ -73,7 +73,7 @@ def uses() -> None:
 
 
 def photo() -> None:
-    """The model of photos where it is right, half right and wrong."""
+    """Draw the model of photos where it is right, half right and wrong."""
     segment = densevl.Segmenter("photo+vit")
     asked = {"coffee": ["cup", "spoon"], "astronaut": ["person", "flag"], "rocket": ["rocket", "tower"]}
     cells = []
@@ -85,14 +85,14 @@ def photo() -> None:
 
 
 def absent() -> None:
-    """A label that is not in the photo, alone and beside the one that is."""
+    """Draw a label that is not in the photo, alone and beside the one that is."""
     segment = densevl.Segmenter("photo+vit")
     cells = [_asked(segment, "images/cat.jpg", words, good) for words, good in (("dog", 0), ("dog, cat", 1))]
     _save("wrong-absent.jpg", [cells], 2 / 3)
 
 
 def words() -> None:
-    """A word that means everything, and words for the things."""
+    """Draw a word that means everything, and words for the things."""
     segment = densevl.Segmenter("photo+vit")
     asked = (("object", 0), ("cup, spoon", 1))
     cells = [_asked(segment, "images/coffee.jpg", words, good) for words, good in asked]
@@ -100,7 +100,7 @@ def words() -> None:
 
 
 def background() -> None:
-    """Labels that have to share the whole picture, and the same beside a background."""
+    """Draw labels that must share the whole picture, and the same beside a background."""
     segment = densevl.Segmenter("mini", protocol=SEEN)
     asked = (("none", "none", 0), ('"grass, sky"', "grass, sky", 1), ("scenes", "scenes", 1))
     cells = [
@@ -111,7 +111,7 @@ def background() -> None:
 
 
 def size() -> None:
-    """A picture looked at too small, as its things were learned, and too large."""
+    """Draw a picture read too small, at the size of the training, and too large."""
     cells = []
     for side, good in ((96, 0), (192, 1), (576, 0)):
         segment = densevl.Segmenter("mini", protocol={"short_side": side})
@@ -126,7 +126,7 @@ def _asked(segment: Any, image: str, words: str, good: int, title: str = "", sid
 
 
 def _named(image: np.ndarray, labels: np.ndarray, names: Sequence[str], side: int) -> np.ndarray:
-    """An overlay of that width, with names in letters that can be read on a page."""
+    """Return an overlay of that width, with names large enough to read on a page."""
     size = (side, round(image.shape[0] * side / image.shape[1]))
     photo = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
     soft = [Image.fromarray((labels == index).astype(np.float32)) for index in range(-1, len(names))]
@@ -145,10 +145,10 @@ def _named(image: np.ndarray, labels: np.ndarray, names: Sequence[str], side: in
 
 
 def _save(file: str, rows: Sequence[Sequence[Cell]], shape: float, *, whole: bool = False) -> None:
-    """Rows of equal cells, to a file of docs.
+    """Write rows of equal cells to a file of docs.
 
     Args:
-        shape: the height of a picture, in widths. whole: pictures are shown whole, else as much as fills a cell.
+        shape: the height of a picture, in widths. whole: show whole pictures, not only as much as fills a cell.
     """
     parts = [_row(row, shape, whole) for row in rows]
     sheet = Image.new("RGB", (ACROSS, sum(part.height for part in parts) + GAP * (len(parts) - 1)), "white")
@@ -192,7 +192,7 @@ def _mark(draw: ImageDraw.ImageDraw, good: bool, left: int, middle: int) -> int:
 
 
 def _fitted(picture: np.ndarray, across: int, down: int, whole: bool) -> Image.Image:
-    """The picture in the middle of a cell, or its middle filling the cell."""
+    """Place the picture in the middle of a cell, or fill the cell with its middle."""
     image = Image.fromarray(picture)
     if whole:
         return ImageOps.pad(image, (across, down), Image.Resampling.LANCZOS, (241, 243, 245))
@@ -210,7 +210,7 @@ PICTURES: dict[str, Callable[[], None]] = {
 
 
 def main() -> None:
-    """Make the pictures named, or all."""
+    """Make the named pictures, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PICTURES))
     for name in parser.parse_args().names or PICTURES:

@@ -1,9 +1,8 @@
-"""Make the files of a release, and try them: python -m tools.release BIN, as `make release` does.
+"""Make the files of a release and try them: python -m tools.release BIN, as `make release` does.
 
 BIN is the folder of programs of an environment with `build` and `twine`. The version is that of densevl/__init__.py. It
-is refused where CITATION.cff or CHANGELOG.md say another, or where the tree has changes that are not committed. The
-wheel is then installed by itself, and has to carry each file of SHA256SUMS and run. Nothing is published: the last line
-is the command that would.
+is refused if CITATION.cff or CHANGELOG.md disagree, or the tree has uncommitted changes. Then the wheel is installed by
+itself, and must contain each file of SHA256SUMS and run. Nothing is published: the last line is the command that would.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ DIST = ROOT / "dist"
 
 
 def contradictions(root: Path, version: str) -> Iterator[str]:
-    """What speaks against a release of this version, a sentence each."""
+    """Return the objections to a release of this version, one sentence each."""
     if not re.search(rf"(?m)^version: {re.escape(version)}$", (root / "CITATION.cff").read_text()):
         yield f"CITATION.cff does not say version {version}"
     headings = re.findall(r"(?m)^## (.+)$", (root / "CHANGELOG.md").read_text())
@@ -38,7 +37,7 @@ def contradictions(root: Path, version: str) -> Iterator[str]:
 
 
 def missing(wheel: Path, sums: str) -> list[str]:
-    """The files of SHA256SUMS that a wheel lacks or has otherwise."""
+    """Return the files of SHA256SUMS that are missing from a wheel or differ in it."""
     with zipfile.ZipFile(wheel) as archive:
         inside = {name: digest.of_bytes(archive.read(name)) for name in archive.namelist()}
     listed = [line.split("  ", 1) for line in sums.splitlines()]
@@ -46,7 +45,7 @@ def missing(wheel: Path, sums: str) -> list[str]:
 
 
 def tried(wheel: Path) -> str:
-    """What `densevl --version` of the wheel alone says, in an environment that borrows this one's packages."""
+    """Return the output of `densevl --version` of the wheel alone, in an environment with this one's packages."""
     with tempfile.TemporaryDirectory() as folder:
         alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         venv.create(folder, with_pip=True)

@@ -1,4 +1,4 @@
-"""Pictures of the page of `densevl serve`, for docs and for looking at: python -m tools.screenshots OUT
+"""Screenshots of the page of `densevl serve`, for docs and for review: python -m tools.screenshots OUT
 
 Needs the extras serve and browser, and a Chromium on the PATH.
 """
@@ -22,20 +22,20 @@ ARGUMENTS = (
 WIDTHS = {390: 844, 1120: 800, 1600: 1000}
 SHOTS = ("empty", "segment", "picked", "regions", "anomaly", "classify", "correct", "error")
 SHEET = ((1120, "light", "picked"), (1120, "light", "correct"), (1120, "dark", "anomaly"), (390, "light", "segment"))
-"""The pictures beside each other in docs/serve.jpg."""
+"""The screenshots that are side by side in docs/serve.jpg."""
 PLACES = {"segment": (0.2, 0.82), "picked": (0.2, 0.82), "regions": (0.6, 0.62)}
-"""Where the pointer is, or clicks, as shares of the photo."""
+"""Where the pointer rests, or clicks, as shares of the photo."""
 
 
 def browser_path() -> str | None:
-    """Where a Chromium is, if there is one."""
+    """Return the path of a Chromium, if there is one."""
     found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
     return next((path for path in found if path), None)
 
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A browser of Playwright, with a new user folder."""
+    """Open a browser of Playwright with a new user folder."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -46,7 +46,7 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def server(*models: str) -> Iterator[str]:
-    """The address of a server in a thread."""
+    """Run a server in a thread; yield its address."""
     import uvicorn
 
     from densevl.serving.app import create_app
@@ -66,7 +66,7 @@ def server(*models: str) -> Iterator[str]:
 
 
 def pose(page: Any, shot: str) -> None:
-    """Bring the page, freshly loaded, to what a picture shows."""
+    """Bring the freshly loaded page to the state of a screenshot."""
     if shot == "empty":
         return
     if shot == "error":
@@ -133,7 +133,7 @@ def main() -> None:
 
 
 def sheet(shots: Path, out: Path) -> None:
-    """Those of SHEET beside each other."""
+    """Put the screenshots of SHEET side by side."""
     from PIL import Image
 
     names, height = [f"{shot}-{width}-{theme}.png" for width, theme, shot in SHEET], 460

@@ -1,8 +1,8 @@
-"""Write SHA256SUMS: the SHA-256 of the weights, tables and examples that are shipped.
+"""Write SHA256SUMS: the SHA-256 of the shipped weights, tables and examples.
 
     python -m tools.shipped_sums
 
-Run it when one of them changes on purpose; a test compares. `sha256sum --check SHA256SUMS` does so without Python.
+Run it after an intended change of one of them; a test compares. `sha256sum --check SHA256SUMS` does so without Python.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[1]
 SUMS = ROOT / "SHA256SUMS"
 FOLDERS = ("densevl", "demo")
 ENDINGS = {".safetensors", ".json", ".txt", ".jpg", ".png", ".ttf", ".woff2"}
-"""Of data. Sources, those of the page among them, are in the history as text."""
+"""Extensions of data. Sources, including those of the page, are in the history as text."""
 
 
 def shipped(root: Path = ROOT) -> Iterator[Path]:
-    """The files that are shipped, below the root, in order."""
+    """Return the shipped files, relative to the root, in order."""
     for folder in FOLDERS:
         for path in sorted((root / folder).rglob("*")):
             if path.suffix in ENDINGS and not {"densevl-out", "__pycache__"} & set(path.parts):
@@ -29,7 +29,7 @@ def shipped(root: Path = ROOT) -> Iterator[Path]:
 
 
 def sums(root: Path = ROOT) -> str:
-    """A line for each, as sha256sum writes it."""
+    """Return a line for each, as sha256sum writes it."""
     return "".join(f"{digest.of_file(root / path)}  {path.as_posix()}\n" for path in shipped(root))
 
 

@@ -1,12 +1,12 @@
-"""Does anything grow? One server under thousands of requests, and one process under thousands of images.
+"""Does anything grow? Thousands of requests to one server, and thousands of images in one process.
 
     python -m tools.soak --requests 2000 --images 2000 --page docs/serve.md --json docs/soak.json --chart docs/soak.svg
 
-Requests are of all routes and formats, sessions and mistakes among them, two at a time; at the same time images go
-through `Segmenter`, `RegionClassifier`, `AnomalyDetector` and `FewShot` in turn. Sizes and words vary. What each
-process holds is read from /proc, and its temporary files lie in a folder of its own. The first fifth fills caches; a
-line through the memory of the rest says how much it grows in as many requests or images. Exit code 1 if that is 1 % or
-more, or if files, threads or temporary files are left.
+Requests use all routes and formats, including sessions and mistakes, two at a time; at the same time images go through
+`Segmenter`, `RegionClassifier`, `AnomalyDetector` and `FewShot` in turn. Sizes and words vary. Each process is measured
+through /proc, and its temporary files lie in a separate folder. The first fifth fills caches; a line fitted to the
+memory of the rest gives the growth over as many requests or images. Exit code 1 if that is 1 % or more, or if files,
+threads or temporary files are left over.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from tools.arguments import Parser, number
 from tools.bench_serve import SIZES, WORDS, photo, private, process
 from tools.pages import replaced
 
-WARM = 0.2  # of all, until what is kept is kept
-MOST = 1.0  # per cent that memory may grow by
+WARM = 0.2  # share of the run until caches are full
+MOST = 1.0  # per cent that memory may grow
 HELD = ("MB", "files", "threads", "temporary")
 Row = tuple[int, float, int, int, int]
-"""How much was done, and what the process holds then; see HELD."""
+"""The amount of work so far, and the process's holdings; see HELD."""
 
 
 def held(done: int, pid: int, temporary: str) -> Row:
-    """A row."""
+    """Format a row."""
     files, threads = (len(os.listdir(f"/proc/{pid}/{kind}")) for kind in ("fd", "task"))
     return done, round(private(pid), 1), files, threads, sum(len(names) for _, _, names in os.walk(temporary))
 
@@ -51,7 +51,7 @@ def held(done: int, pid: int, temporary: str) -> Row:
 
 
 def kinds(client: httpx.Client) -> list[tuple[str, dict[str, Any]]]:
-    """What is asked in turn: routes, and fields beside image and labels."""
+    """The requests in turn: routes, and fields beside image and labels."""
     formats = client.get("/v1/models").json()["formats"]
     asked: list[tuple[str, dict[str, Any]]] = [
         ("segment", {"background": "none"}),
@@ -61,13 +61,13 @@ def kinds(client: httpx.Client) -> list[tuple[str, dict[str, Any]]]:
         ("classify", {}),
         ("session", {}),
         ("segment", {"labels": ""}),  # refused
-        ("segment", {"image": b"no photo"}),  # likewise
+        ("segment", {"image": b"no photo"}),  # also refused
     ]
     return asked + [(route, {"format": one}) for route in ("segment", "regions", "anomaly") for one in formats[route]]
 
 
 def ask(client: httpx.Client, turn: int, kind: tuple[str, dict[str, Any]]) -> int:
-    """Ask one thing, about the photo and the words of this turn; the number of requests that it took."""
+    """Send one request, with the photo and words of this turn; return the number of requests that it took."""
     route, fields = kind
     image = photo(turn, SIZES[turn % len(SIZES)])
     own: dict[str, Any] = {"labels": words(turn), **fields}
@@ -89,12 +89,12 @@ def ask(client: httpx.Client, turn: int, kind: tuple[str, dict[str, Any]]) -> in
 
 
 def words(turn: int) -> str:
-    """Some labels."""
+    """Return some labels."""
     return ", ".join(islice(cycle(WORDS), turn % 7, turn % 7 + 2 + turn % 3))
 
 
 def requests(count: int, temporary: str) -> Iterator[Row]:
-    """Rows of a server that is asked so often."""
+    """Yield rows of a server under that many requests."""
     with process("--model", "mini", TMPDIR=temporary) as (address, pid):
         sent = turn = 0
         with httpx.Client(base_url=address, timeout=300) as client, ThreadPoolExecutor(2) as pool:
@@ -109,7 +109,7 @@ def requests(count: int, temporary: str) -> Iterator[Row]:
 
 
 def images(count: int, temporary: str) -> Iterator[Row]:
-    """Rows of this process, which does so many images."""
+    """Yield rows of this process over that many images."""
     from densevl import AnomalyDetector, FewShot, RegionClassifier, Segmenter, load_backbone
     from densevl.images import read_image
     from densevl.vocabulary import LabelSet
@@ -137,21 +137,21 @@ def images(count: int, temporary: str) -> Iterator[Row]:
 
 @contextmanager
 def elsewhere(count: int, temporary: str) -> Iterator[Iterator[Row]]:
-    """`images` in a process of its own."""
+    """Run `images` in a separate process."""
     command = [sys.executable, "-m", "tools.soak", "--child", str(count), temporary]
     environment = {**os.environ, "TMPDIR": temporary}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as own:
         try:
             yield (tuple(json.loads(line)) for line in own.stdout)  # type: ignore[union-attr, misc]
         finally:
-            own.terminate()  # where it was not waited for
+            own.terminate()  # if it was not awaited
 
 
-# What comes of it ----------------------------------------------------------------------------------------------------
+# Results ----------------------------------------------------------------------------------------------------
 
 
 def judged(rows: Sequence[Row]) -> dict[str, Any]:
-    """The figures of a run: growth in per cent, and what more is held at the end than once it was warm."""
+    """Return the figures of a run: growth in per cent, and the surplus at the end over the state after warming up."""
     count = rows[-1][0]
     later = [row for row in rows if row[0] >= WARM * count]
     if len(later) < 5:
@@ -171,7 +171,7 @@ def judged(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    """A row a run."""
+    """Return one row per run."""
     rows = ["| | MB once warm | MB at the end | grows by | open files left | threads left | temporary files left |"]
     rows.append("|---|---|---|---|---|---|---|")
     for name, one in found.items():
@@ -183,7 +183,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def chart(rows: dict[str, list[Row]]) -> str:
-    """Memory by what was done, as an SVG file."""
+    """Draw memory by amount of work, as an SVG file."""
     most = {name: max(row[1] for row in own) for name, own in rows.items()}
     series = {
         f"{name}, of {most[name]:,.0f} MB": [(row[0], row[1] / most[name]) for row in own[:: max(1, len(own) // 50)]]
@@ -194,7 +194,7 @@ def chart(rows: dict[str, list[Row]]) -> str:
 
 
 def run(name: str, count: int, end: float) -> list[Row]:
-    """The rows of one of the two, until `end` by the clock, with a temporary folder of its own."""
+    """Yield the rows of one of the two, until `end` by the clock, with its own temporary folder."""
     with tempfile.TemporaryDirectory() as temporary:
         if name == "requests":
             return list(_told(name, requests(count, temporary), end))

@@ -13,7 +13,7 @@ HEAD = Path(__file__).with_name("speed_head.md").read_text(encoding="utf-8")
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The page."""
+    """Return the page."""
     lines = [HEAD]
     if "model" in found:
         lines += [
@@ -71,7 +71,7 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _quality(found: dict[str, Any]) -> list[str]:
-    """One row a recipe, size and plan; a column a precision."""
+    """Return one row per recipe, size and plan, with a column per precision."""
     lines = [
         "## What it costs in quality",
         "",
@@ -96,7 +96,7 @@ def _quality(found: dict[str, Any]) -> list[str]:
 
 
 def _peers(found: dict[str, Any]) -> list[str]:
-    """One table of passes, one of photos, both over open_clip in the same run."""
+    """Return one table of passes and one of photos, both relative to open_clip in the same run."""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     lines = [
         "## Against other libraries",
@@ -141,14 +141,14 @@ def _peers(found: dict[str, Any]) -> list[str]:
 
 
 def update(found: dict[str, Any]) -> None:
-    """Put what was measured beside what is there, and write the page anew."""
+    """Merge new measurements into the record, and write the page again."""
     kept = json.loads(JSON.read_text(encoding="utf-8")) if JSON.exists() else {}
     JSON.write_text(json.dumps({**kept, **found}, indent=1) + "\n", encoding="utf-8")
     write_page()
 
 
 def write_page() -> None:
-    """Write the page anew."""
+    """Write the page again."""
     PAGE.write_text(markdown(json.loads(JSON.read_text(encoding="utf-8"))), encoding="utf-8")
 
 

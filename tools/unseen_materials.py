@@ -1,4 +1,4 @@
-"""Surfaces and patterns that no shipped model was trained on: for the anomaly benchmark, and as backgrounds of scenes.
+"""Surfaces and patterns outside the training of all shipped models: for the anomaly benchmark, and as backgrounds.
 
 No generator here may be one of `tools.render.materials` or a structure of `tools.render.grounds`.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from tools.render.materials import Maker, cells, grid, mix, noise, per_cell, rgb
 from tools.render.surfaces import damage
 
-LIGHT = 0.06  # how much brightness may differ between two pictures of one surface
+LIGHT = 0.06  # maximum difference in brightness between two pictures of one surface
 
 
 def marble(rng: np.random.Generator, side: int, unit: float) -> np.ndarray:
@@ -48,10 +48,10 @@ def cork(rng: np.random.Generator, side: int, unit: float) -> np.ndarray:
 
 
 def hexagons(rng: np.random.Generator, side: int, unit: float) -> np.ndarray:
-    """Six-sided tiles of two tones with pale joints."""
+    """Hexagonal tiles of two tones with pale joints."""
     y, x = grid(side, unit * rng.uniform(8, 13))
     far, tones = [], []
-    for shift in (0.0, 0.5):  # the nearer of the middles of two shifted lattices owns a pixel
+    for shift in (0.0, 0.5):  # a pixel belongs to the nearest centre of two shifted lattices
         row, column = np.round(y / 3**0.5 - shift), np.round(x - shift)
         down, across = np.abs(y - (row + shift) * 3**0.5), np.abs(x - column - shift)
         far.append(np.maximum(across, across / 2 + down * 0.75**0.5))
@@ -62,7 +62,7 @@ def hexagons(rng: np.random.Generator, side: int, unit: float) -> np.ndarray:
 
 
 def rings(rng: np.random.Generator, side: int, unit: float) -> np.ndarray:
-    """Circles around one middle, as of a cut tree."""
+    """Circles around one centre, like a cut tree."""
     y, x = grid(side, unit)
     centre = rng.uniform(0.2, 0.8, 2) * side / unit
     far = np.hypot(y - centre[0], x - centre[1]) + 1.2 * noise(rng, side, 1.9)
@@ -71,7 +71,7 @@ def rings(rng: np.random.Generator, side: int, unit: float) -> np.ndarray:
 
 
 def triangles(rng: np.random.Generator, side: int, unit: float) -> np.ndarray:
-    """Facets: squares cut along a diagonal, each half of its own tone."""
+    """Facets: squares cut along a diagonal, each half in its own tone."""
     y, x = grid(side, unit * rng.uniform(8, 15))
     row, column = np.floor(y), np.floor(x)
     falling = (row + column) % 2 > 0
@@ -93,7 +93,7 @@ def scales(rng: np.random.Generator, side: int, unit: float) -> np.ndarray:
     """Round shingles in overlapping rows."""
     y, x = grid(side, unit * rng.uniform(7, 11))
     shade = np.zeros((side, side), np.float32)
-    for row in range(int(2 * y.max()) + 4, -3, -1):  # the upper rows lie on the lower ones
+    for row in range(int(2 * y.max()) + 4, -3, -1):  # upper rows overlap lower ones
         across = (x + 0.5 * (row % 2)) % 1 - 0.5
         down = y - row / 2
         inside = (np.hypot(across, np.maximum(down, 0)) < 0.5) & (down > -0.5)

@@ -24,10 +24,10 @@ from tools.clipself.train import Budget, train
 SMALL: dict[str, dict[str, float]] = {"mini": {"rate": 1e-3, "blocks": 2}}
 """Settings of models too small for the paper's: training more blocks at this rate forgets what they know."""
 MASKS: dict[str, Any] = {"recipe": RECIPE, "rate": 2e-4, "regions": 1, "grid": 1}
-"""PixelCLIP's; its teacher looks at no crops."""
+"""Settings of PixelCLIP, whose teacher reads no crops."""
 
 NEEDS = {"clusters": "masks", "context_source": "context", "context_weight": "context"}
-"""Options that go with another."""
+"""Options that require another."""
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""DeCLIP's context: how the student's patches are alike is taught by another vision model (CVPR 2025).
+"""DeCLIP's context: another vision model teaches how similar the student's patches are (CVPR 2025).
 
 Shape letters: B pictures, N patches, D width, h/w patch grid.
 """
@@ -13,11 +13,11 @@ from densevl.recipes.tower import Tower
 from densevl.recipes.trunk import run_trunk
 
 SOURCES = ("q", "k", "v", "qk")
-"""Projections of the last block whose likeness learns; "qk" is the mean of q and k."""
+"""Projections of the last block whose similarity is trained; "qk" is the mean of q and k."""
 
 
 def context_loss(own_BDhw: torch.Tensor, taught_BPhw: torch.Tensor) -> torch.Tensor:
-    """The mean over patches of the distance between rows of two maps of cosines, on the grid of the second.
+    """Return the mean over patches of the distance between rows of two maps of cosines, on the grid of the second.
 
     Args:
         own_BDhw: projections of the student, heads concatenated. taught_BPhw: features of the teacher, on any grid, to
@@ -30,7 +30,7 @@ def context_loss(own_BDhw: torch.Tensor, taught_BPhw: torch.Tensor) -> torch.Ten
 
 
 def projections(tower: Tower, pixels: torch.Tensor, source: str, rule: str) -> torch.Tensor:
-    """Projections of the last block at all patches, heads concatenated: (B, D, h, w).
+    """Return projections of the last block at all patches, heads concatenated: (B, D, h, w).
 
     Args:
         source: one of `SOURCES`. rule: how positions are resized.
@@ -43,5 +43,5 @@ def projections(tower: Tower, pixels: torch.Tensor, source: str, rule: str) -> t
 
 
 def taught(proxy: Proxy, pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """What the teacher of context sees in pictures that were normalised for the student: (B, P, h', w')."""
+    """Return the context teacher's features of pictures normalised for the student: (B, P, h', w')."""
     return proxy.from_clip(pixels, mean, std, "tokens")

@@ -11,11 +11,11 @@ from densevl.pipelines.regions.scores import default_operators
 from tools.bench_regions import Benchmark
 
 CEILING = "crop of the box"
-"""What the student is taught to see in a box: the teacher's embedding of it, cut out."""
+"""The student's target for a box: the teacher's embedding of its crop."""
 
 
 def settings(model: OpenClipBackbone) -> dict[str, dict[str, Any]]:
-    """The ways that are compared: keywords of `RegionClassifier` by name."""
+    """The compared ways: keywords of `RegionClassifier` by name."""
     own = model.default_recipe or "vanilla"
     recipes = [own] if own == "vanilla" else dict.fromkeys(["vanilla", "maskclip", own])
     ways: dict[str, dict[str, Any]] = {
@@ -30,7 +30,7 @@ def settings(model: OpenClipBackbone) -> dict[str, dict[str, Any]]:
 
 
 def accuracy(model: OpenClipBackbone, benchmark: Benchmark, way: dict[str, Any]) -> float:
-    """Per cent of the objects named right, in their true masks, without background."""
+    """Return the per cent of objects named right, in their true masks, without background."""
     classify = RegionClassifier(model, proposals=None, background="none", **way)
     right = total = 0
     for number in range(len(benchmark.images)):
@@ -41,5 +41,5 @@ def accuracy(model: OpenClipBackbone, benchmark: Benchmark, way: dict[str, Any])
 
 
 def compare(models: Sequence[OpenClipBackbone], benchmark: Benchmark) -> dict[str, list[float]]:
-    """Every way with every model, of which the first is the teacher: per cent by the way's name."""
+    """Evaluate every way with every model, the first of which is the teacher: per cent by the way's name."""
     return {name: [accuracy(model, benchmark, way) for model in models] for name, way in settings(models[0]).items()}

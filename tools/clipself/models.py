@@ -1,4 +1,4 @@
-"""Models to distil: loading them, finding their image tower, and writing a student as a weights file."""
+"""Models to distil: load them, find their image tower, and write a student as a weights file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load(name: str, weights: Path | None = None, device: str | None = None) -> O
     """Load a model of open_clip by name; "mini" with a file is one that `pack` or `tools.mini.export` wrote.
 
     Raises:
-        ModelError: no such model, or one without an image tower of open_clip.
+        ModelError: If there is no such model, or it has no image tower of open_clip.
     """
     found = load_backbone(name, weights, device=device)
     if not isinstance(found, OpenClipBackbone):
@@ -30,12 +30,12 @@ def load(name: str, weights: Path | None = None, device: str | None = None) -> O
 
 
 def image_tower(backbone: OpenClipBackbone) -> nn.Module:
-    """The image tower's own module: all that is trained."""
+    """Return the module of the image tower, the only part that is trained."""
     return backbone.model.visual
 
 
 def pack(student: OpenClipBackbone, source: Path | None = None) -> bytes:
-    """The content of a safetensors file that loads where the teacher's weights did.
+    """Return the content of a safetensors file that loads like the teacher's weights.
 
     Args:
         student: a trained copy. source: the file that the teacher was loaded from; None is its published one.

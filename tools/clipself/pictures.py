@@ -1,6 +1,6 @@
 """Unlabelled pictures of a folder as training batches: which picture, which square of it and which regions.
 
-Everything follows from the seed and the number of the step, so a run that was killed goes on with the same sequence.
+Everything follows from the seed and the step number, so a resumed run continues with the same sequence.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from densevl.errors import ImageError
 from densevl.regions.operators.crop import resized
 from tools.arguments import read_or_skip
 
-ORDER, LOOK = 0, 1  # streams of random numbers: the order of an epoch, and what is looked at in a picture
+ORDER, LOOK = 0, 1  # random streams: the order of an epoch, and the squares and regions of a picture
 
 
 class Batch(NamedTuple):
@@ -30,12 +30,12 @@ class Batch(NamedTuple):
 
 
 class Pictures:
-    """Batch after batch of a list of files.
+    """Yield batches of a list of files.
 
     Args:
         files: the pictures. normalize: uint8 RGB to (3, H, W), such as `Backbone.normalize`.
         side: S, of the student's input. crop_side: T, of the teacher's.
-        batch: pictures a step. regions: at most so many a picture. grid: a picture is cut into 1..grid rows and as
+        batch: pictures per step. regions: maximum per picture. grid: a picture is cut into 1..grid rows and as
             many columns. seed: everything follows from it.
     """
 
@@ -58,14 +58,14 @@ class Pictures:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the file names: a run goes on with the pictures it began with."""
+        """Hash the file names with SHA-256: a resumed run must have the same pictures."""
         return digest.of_text("\n".join(path.name for path in self.files))
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step, from 0.
+        """Return the batch of a step, counted from 0.
 
         Raises:
-            ImageError: none of the pictures can be read.
+            ImageError: If none of the pictures can be read.
         """
         pictures, crops, boxes = [], [], []
         for position in range(step * self.size, (step + 1) * self.size):
@@ -78,7 +78,7 @@ class Pictures:
         return Batch(torch.stack(pictures), torch.stack(crops), boxes)
 
     def _square(self, position: int, rng: np.random.Generator) -> torch.Tensor:
-        """A random square (3, s, s) of a picture, as large as it goes; an unreadable one is passed over."""
+        """Cut a random square (3, s, s) from a picture, as large as fits; pass over an unreadable one."""
         for further in range(len(self.files)):
             epoch, place = divmod(position + further, len(self.files))
             path = self.files[self._order(epoch)[place]]
@@ -90,14 +90,14 @@ class Pictures:
         raise ImageError(f"none of the {len(self.files)} pictures can be read; the last was {path}")
 
     def _cells(self, rng: np.random.Generator) -> torch.Tensor:
-        """Some cells of a random grid: boxes (r, 4) x0, y0, x1, y1 in 0..1."""
+        """Choose some cells of a random grid: boxes (r, 4) x0, y0, x1, y1 in 0..1."""
         rows, cols = (int(n) for n in rng.integers(1, self.grid + 1, 2))
         y, x = np.divmod(rng.permutation(rows * cols)[: self.regions], cols)
         return torch.from_numpy(np.stack([x / cols, y / rows, (x + 1) / cols, (y + 1) / rows], 1)).float()
 
 
 def _cut(square_3SS: torch.Tensor, box: Sequence[float]) -> torch.Tensor:
-    """The pixels that a box in 0..1 touches."""
+    """Return the pixels that a box in 0..1 touches."""
     side = square_3SS.shape[-1]
     x0, y0 = (int(np.floor(low * side + 1e-4)) for low in box[:2])
     x1, y1 = (int(np.ceil(high * side - 1e-4)) for high in box[2:])

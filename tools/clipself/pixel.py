@@ -1,4 +1,4 @@
-"""PixelCLIP's training (NeurIPS 2024): masks without labels are clustered by learned words, and taught as those.
+"""PixelCLIP's training (NeurIPS 2024): masks without labels are clustered by learned words, which they then teach.
 
 Teacher: a moving average of the student. Shape letters: B pictures, M masks of a batch, K clusters, E joint space, h/w
 patch grid, H/W targets.
@@ -25,17 +25,17 @@ from tools.clipself.run import Run
 
 RECIPE = "pixelclip"
 WORDS, SCENE = 4, "in the scene"
-"""Learned words of a cluster, and what stands behind them."""
+"""The number of learned words per cluster, and the words after them."""
 SHARPNESS, ROUNDS, MOMENTUM = 100.0, 3, 0.999
 PROMPT_SHARE, TOWER_SHARE = 10.0, 0.01
-"""Their rates as shares of the decoder's."""
+"""Their learning rates as shares of the decoder's."""
 LARGEST, CHANNELS = 256, 16
 
 
 def sinkhorn(scores_MK: torch.Tensor, rounds: int = ROUNDS) -> torch.Tensor:
-    """Assign masks to clusters so that every cluster gets about as many: (M, K), rows sum to 1.
+    """Assign masks to clusters so that every cluster gets about the same number: (M, K), rows sum to 1.
 
-    Args:
+    scores_MK: logits. rounds: alternations of giving clusters, then masks, equal sums.
         scores_MK: logits. rounds: of giving clusters, then masks, equal sums.
     """
     logs = scores_MK.double()
@@ -46,19 +46,19 @@ def sinkhorn(scores_MK: torch.Tensor, rounds: int = ROUNDS) -> torch.Tensor:
 
 
 def pooled(map_EHW: torch.Tensor, masks_MHW: torch.Tensor) -> torch.Tensor:
-    """The mean of features (E, h, w) over each mask (M, H, W), by the share of each cell that it covers: (M, E)."""
+    """Average features (E, h, w) over each mask (M, H, W), weighted by its share of each cell: (M, E)."""
     shares_Mhw = F.adaptive_avg_pool2d(masks_MHW.to(map_EHW), map_EHW.shape[1:])
     return shares_Mhw.flatten(1) @ map_EHW.flatten(1).T / shares_Mhw.sum((1, 2))[:, None].clamp_min(1e-6)
 
 
 def united(masks_MHW: torch.Tensor, clusters_M: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The clusters present in a picture (P,), and the union of each one's masks, float (P, H, W)."""
+    """Return the clusters present in a picture (P,), and the union of each one's masks, float (P, H, W)."""
     present_P = clusters_M.unique()
     return present_P, torch.stack([masks_MHW[clusters_M == cluster].any(dim=0) for cluster in present_P]).float()
 
 
 class Decoder(nn.Sequential):
-    """Maps of cosines (N, 1, h, w) to logits (N, 1, 4h, 4w): two doublings; only training has it."""
+    """Upsample maps of cosines (N, 1, h, w) to logits (N, 1, 4h, 4w) by two doublings; used only in training."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -73,7 +73,7 @@ class Decoder(nn.Sequential):
 
 
 class PixelRun(Run):
-    """A `Run` whose student learns from masks: `Plan.masks` names their proposer, `Plan.clusters` says K.
+    """A `Run` whose student learns from masks: `Plan.masks` names their proposer, `Plan.clusters` is K.
 
     Attributes:
         average: the teacher. prompts: (K, 4, W) learned words. decoder: see `Decoder`.
@@ -105,14 +105,14 @@ class PixelRun(Run):
         ]
 
     def _trained(self) -> list[nn.Parameter]:
-        """Attention and positions of the trained blocks' tower; all of a tower without attention."""
+        """Return attention and positions of the trained blocks' tower, or the whole tower if it has no attention."""
         chosen = {id(parameter) for parameter in super()._trained()}
         named = self.tower.named_parameters()
         own = [p for name, p in named if "pos" in name or (".attn." in name and id(p) in chosen)]
         return own or super()._trained()
 
     def update(self, progress: float) -> float:
-        """One update of the student, then of its average; see `Run.update`."""
+        """Update the student, then its average; see `Run.update`."""
         loss = super().update(progress)
         with torch.no_grad():
             for old, new in zip(image_tower(self.average).parameters(), self.tower.parameters(), strict=True):
@@ -120,7 +120,7 @@ class PixelRun(Run):
         return loss
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Cross entropy of the student's maps with the masks of each cluster that a picture has."""
+        """Return the cross entropy of the student's maps with the masks of each cluster in a picture."""
         text_KE = self.text()
         found = self.targets(batch.pictures, text_KE.detach())
         hints = Hints()
@@ -134,13 +134,13 @@ class PixelRun(Run):
         return F.binary_cross_entropy_with_logits(logits[:, 0], wanted)
 
     def text(self) -> torch.Tensor:
-        """Unit rows (K, E) of the clusters' learned words; the text side is frozen."""
+        """Return unit rows (K, E) of the clusters' learned words; the text side is frozen."""
         words = self.prompts.weight.unflatten(1, (WORDS, -1))
         return F.normalize(self.student.encode_learned(words, SCENE), dim=1)
 
     @torch.no_grad()
     def targets(self, pictures: torch.Tensor, text_KE: torch.Tensor) -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
-        """What each picture teaches: the clusters it has (P,), and their masks (P, H, W), H at most 256."""
+        """Return each picture's targets: its clusters (P,), and their masks (P, H, W), H at most 256."""
         features = self.average.encode_dense(pictures, self.recipe).features
         masks = [self._masks(picture) for picture in pictures]
         vectors_ME = torch.cat([pooled(own, of_it) for own, of_it in zip(features, masks, strict=True)])
@@ -148,7 +148,7 @@ class PixelRun(Run):
         return [united(*pair) for pair in zip(masks, clusters_M.split([len(own) for own in masks]), strict=True)]
 
     def _masks(self, picture: torch.Tensor) -> torch.Tensor:
-        """Masks (M, H, W) of a normalised picture (3, S, S); the whole of it where nothing is proposed."""
+        """Return masks (M, H, W) of a normalised picture (3, S, S), or the whole picture if nothing is proposed."""
         mean, std = (picture.new_tensor(part).view(3, 1, 1) for part in (self.teacher.mean, self.teacher.std))
         rgb = ((picture * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
         found = torch.from_numpy(self.proposer(np.ascontiguousarray(rgb)).masks())

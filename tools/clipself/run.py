@@ -1,6 +1,6 @@
-"""A distillation run: one update, and a checkpoint from which it goes on identically.
+"""A distillation run: one update, and a checkpoint from which it resumes identically.
 
-Student: dense features by a recipe, averaged over boxes by RoIAlign. Teacher: the embedding of the same box, cut out.
+Student: dense features by a recipe, averaged over boxes with RoIAlign. Teacher: the embedding of the same box, cut out.
 Loss: one minus their cosine. Shape letters: B pictures, R regions, E joint space, h/w patch grid.
 """
 
@@ -42,22 +42,22 @@ WARM_UP = 0.05
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides a run beside model, pictures and budget.
+    """Settings of a run besides model, pictures and budget.
 
     Attributes:
-        recipe: how the student's dense features are made; "maskclip", whose last block attends to nothing, is the
-            paper's way, "vanilla" trains the plain tokens of the last layer.
-        batch: pictures a step. regions: at most so many a picture.
-        grid: most rows and columns that a picture is cut into; 0 is six as in the paper, or fewer on a small grid of
-            patches, so that a cell is four patches wide at least.
+        recipe: how the student's dense features are made; "maskclip", whose last block attends to nothing, is that
+            of the paper, "vanilla" trains the plain tokens of the last layer.
+        batch: pictures per step. regions: maximum per picture.
+        grid: maximum number of rows and columns of a picture; 0 is six as in the paper, or fewer on a small grid of
+            patches, so that a cell is at least four patches wide.
         side: of the student's input; 0 is the model's own.
-        blocks: how many of the last blocks are trained, nothing else being; 0 trains the whole image tower.
-        context: the model whose likeness of patches is taught besides (DeCLIP), as `load_proxy` takes it; "" is none.
-        context_weight: of that loss. context_source: which projections of the last block learn it, one of `SOURCES`.
-        masks: a proposer by name, whose masks teach in place of crops (PixelCLIP); "" is none. clusters: of them.
-        rate: learning rate at its highest. decay: of weights. seed: everything random follows from it.
-        average: "beta" exports the mean of the weights over training by the density of Beta(1/2, 1/2), by which the
-            first and the last count most (CLIPood, ICML 2023); "none" those after the last step.
+        blocks: number of last blocks to train, with the rest frozen; 0 trains the whole image tower.
+        context: the model that also teaches the similarity of patches (DeCLIP), as for `load_proxy`; "" is none.
+        context_weight: of that loss. context_source: the projections of the last block that learn it, one of `SOURCES`.
+        masks: name of a proposer whose masks teach in place of crops (PixelCLIP); "" is none. clusters: of them.
+        rate: peak learning rate. decay: of weights. seed: everything random follows from it.
+        average: "beta" exports the mean of the weights over training, weighted by the density of Beta(1/2, 1/2), which
+            is highest at the start and the end (CLIPood, ICML 2023); "none" exports the last weights.
     """
 
     recipe: str = "maskclip"
@@ -78,26 +78,26 @@ class Plan:
 
 
 class Run:
-    """A teacher, its student, and how far they are.
+    """A teacher, its student, and their progress.
 
     Attributes:
-        parts: what a checkpoint holds, by the beginning of its names.
+        parts: contents of a checkpoint, by the prefix of their names.
         teacher: the model as given, never changed. student: its copy, whose image tower is trained.
-        mean: the image tower with the mean of the weights so far; None without. weight: of all that is in it.
-        step: updates done. seconds: time they took.
+        mean: the image tower with the mean of the weights so far; None without. weight: total weight of the mean.
+        step: number of updates. seconds: their time.
     """
 
     def __init__(
         self, teacher: OpenClipBackbone, files: Sequence[Path], plan: Plan, out: Path, *, source: Path | None = None
     ) -> None:
-        """Prepare a run from its beginning; see `resume`.
+        """Prepare a new run; see `resume`.
 
         Args:
             teacher: any model of open_clip. files: unlabelled pictures. out: folder of checkpoint and student.
             source: the file that the teacher was loaded from, if it is not its published one.
 
         Raises:
-            RecipeError: no such recipe, or one that does not fit. DensevlError: a setting out of range.
+            RecipeError: If there is no such recipe, or it does not fit. DensevlError: If a setting is out of range.
         """
         self.teacher, self.out, self.source = teacher, out, source
         self.recipe = get(plan.recipe)
@@ -141,7 +141,7 @@ class Run:
         self.step, self.seconds = 0, 0.0
 
     def _groups(self) -> list[dict[str, Any]]:
-        """What is trained, and at which share of the rate."""
+        """Return the trained parameters, with their shares of the learning rate."""
         return [{"params": self._trained(), "share": 1.0}]
 
     def _trained(self) -> list[torch.nn.Parameter]:
@@ -154,7 +154,7 @@ class Run:
         return [parameter for index in last for parameter in tower.view(index, (1, 1)).module.parameters()]
 
     def update(self, progress: float) -> float:
-        """One update; `progress`, 0..1 of the budget, sets the learning rate. Returns the loss before it."""
+        """Do one update; `progress`, 0..1 of the budget, sets the learning rate. Return the loss before it."""
         started = time.perf_counter()
         for group in self.optimiser.param_groups:
             fallen = min((progress + 0.005) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * progress))
@@ -191,15 +191,15 @@ class Run:
         return content if self.context is None else content + self.plan.context_weight * self._context(batch.pictures)
 
     def _context(self, pictures: torch.Tensor) -> torch.Tensor:
-        """How far the likeness of the student's patches is from what the teacher of context sees."""
+        """Return how far the similarity of the student's patches is from that of the context teacher's."""
         own = projections(self.student.tower, pictures, self.plan.context_source, self.recipe.position_rule)
         return context_loss(own, taught(self.context, pictures, self.teacher.mean, self.teacher.std))
 
     def save(self) -> Path:
-        """Write the checkpoint; a reader sees all of it or none.
+        """Write the checkpoint atomically.
 
         Raises:
-            DensevlError: the training diverged. OutputError: it cannot be written.
+            DensevlError: If the training diverged. OutputError: If it cannot be written.
         """
         tensors = {name + key: value for name, part in self.parts.items() for key, value in part.state_dict().items()}
         for number, own in self.optimiser.state_dict()["state"].items():
@@ -210,10 +210,10 @@ class Run:
         return atomic_write(self.out / CHECKPOINT, save(content, {"clipself": json.dumps(header)}))
 
     def resume(self) -> None:
-        """Go on from the checkpoint in `out`; without one, from the beginning.
+        """Resume from the checkpoint in `out`; without one, start from the beginning.
 
         Raises:
-            OutputError: it is of another model, plan or list of pictures. WeightsError: it is damaged.
+            OutputError: If it is of another model, plan or list of pictures. WeightsError: If it is damaged.
         """
         path = self.out / CHECKPOINT
         if not path.exists():

@@ -1,4 +1,4 @@
-"""A folder of rendered scenes without labels to train on: training styles, and no seed of the benchmark's."""
+"""Write a folder of rendered scenes without labels to train on: training styles, and no seed of the benchmark."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write(out: Path, count: int, size: int, seed: int) -> None:
     """Write `count` scenes of `size` pixels as PNG files.
 
     Raises:
-        OutputError: the seed belongs to the benchmark, or the folder holds something or cannot be written.
+        OutputError: If the seed belongs to the benchmark, or the folder is not empty or cannot be written.
     """
     new_folder(out)
     if seed >= SEED:

@@ -16,13 +16,13 @@ HALF = 0.0025  # of the share of one step, where only time is known
 
 @dataclass(frozen=True)
 class Budget:
-    """When a run ends: after `steps`, or after `minutes` of updates; the learning rate falls towards it."""
+    """When a run ends: after `steps`, or after `minutes` of updates; the learning rate decays until then."""
 
     steps: int | None = None
     minutes: float | None = None
 
     def used(self, run: Run) -> float:
-        """The share that is spent, 0..1 and above."""
+        """Return the share that is used, 0..1 and above."""
         return run.step / self.steps if self.steps else run.seconds / (60 * (self.minutes or 1))
 
     def place(self, run: Run) -> float:
@@ -35,16 +35,16 @@ def train(run: Run, budget: Budget, *, resume: bool = False, save_every: int = 5
     """Distil until the budget is spent, then write the student.
 
     Args:
-        run: at its beginning. budget: at least one step is done. resume: go on from the checkpoint in `run.out`.
+        run: at its beginning. budget: at least one step is done. resume: resume from the checkpoint in `run.out`.
         save_every: steps between checkpoints.
 
     Returns:
-        The losses of the steps done now.
+        The losses of the steps of this call.
 
     Raises:
-        OutputError: `run.out` holds a checkpoint and `resume` is not asked for, or it is of another run; or a
+        OutputError: If `run.out` holds a checkpoint without `resume`, or one of another run, or a
             student of no run.
-        DensevlError: the training diverged; the last checkpoint before it stays.
+        DensevlError: If the training diverged; the last checkpoint before it stays.
     """
     checkpoint, student = run.out / CHECKPOINT, run.out / STUDENT
     if checkpoint.exists() and not resume:

@@ -1,1 +1,1 @@
-"""Facts about the kernels that need no GPU: what they compile to, and how the torch paths compare on the CPU."""
+"""Facts about the kernels without a GPU: what they compile to, and how the torch paths compare on the CPU."""

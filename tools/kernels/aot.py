@@ -1,11 +1,11 @@
-"""Compiles every kernel for sm_80 and sm_90 without a GPU and reports what came out.
+"""Compile every kernel for sm_80 and sm_90 without a GPU and report the result.
 
     python tools/kernels/aot.py                 # the table, about ten minutes
     python tools/kernels/aot.py --only d64      # kernels whose name holds this
     python tools/kernels/aot.py --write         # also record it in docs/kernels.json and docs/kernels.md
 
 Registers and stack are those ptxas assigned, shared memory is Triton's, instructions are counted in the machine code of
-the main loop. Nothing is run, so nothing here says how fast a kernel is.
+the main loop. Nothing runs, so nothing here says how fast a kernel is.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from triton.compiler import ASTSource  # noqa: E402
 from tools.kernels.launches import Launch, launches  # noqa: E402
 from tools.kernels.page import read_record, update  # noqa: E402
 
-SHARED_LIMIT = {80: 99 * 1024, 90: 113 * 1024}  # of a block; on sm_90 two of them fit a processor
+SHARED_LIMIT = {80: 99 * 1024, 90: 113 * 1024}  # per block; on sm_90 two blocks fit a multiprocessor
 EXP_LIMIT = 1.25  # exponentials per entry; more means that threads repeat each other's work
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 def fingerprint() -> str:
-    """Hash of the kernels' sources, by which a record is known to be of these."""
+    """Hash the kernels' sources, to tell whether a record belongs to them."""
     folder = ROOT / "densevl" / "kernels" / "triton"
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.py")):
@@ -94,7 +94,7 @@ def _is(line: str, *names: str) -> bool:
 
 
 def main_loop(code: str) -> list[str]:
-    """The instructions of the innermost loop with the most matrix products: from a backward branch's target to it."""
+    """Return the instructions of the innermost loop with most matrix products: from a branch's target back to it."""
     lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", code)
     bodies = []
     for at, text in lines:
@@ -108,7 +108,7 @@ def main_loop(code: str) -> list[str]:
 
 
 def faults(row: dict[str, Any]) -> list[str]:
-    """Which bars a row breaks, in words."""
+    """Return the limits that a row exceeds, in words."""
     found = []
     if row["stack"] or row["spills"]:
         found.append(f"spills: {row['stack']} bytes of stack, {row['spills']} local loads and stores")
@@ -120,7 +120,7 @@ def faults(row: dict[str, Any]) -> list[str]:
         found.append("products that are not of a warp group on sm_90")
     if row["exp_per_entry"] is not None and row["exp_per_entry"] > EXP_LIMIT:
         found.append(f"{row['exp_per_entry']} exponentials per entry")
-    narrow = row["name"].startswith("decode") or " d16 " in row["name"]  # 8 bytes a thread is all there is to load
+    narrow = row["name"].startswith("decode") or " d16 " in row["name"]  # there are only 8 bytes per thread to load
     if not row["wide_loads"] and not narrow:
         found.append("no load of 16 bytes in the main loop")
     return found

@@ -1,11 +1,11 @@
-"""CPU time of the operators against the formulas that papers and packages use, ratios in one run on one thread.
+"""CPU time of the operators against the formulas of papers and packages; ratios within one run on one thread.
 
     python tools/kernels/bench.py                   # all, some minutes
     python tools/kernels/bench.py --only decode     # cases whose name holds this: decode, attention, encoder, affinity
     python tools/kernels/bench.py --write           # also record the numbers in docs/kernels.json and docs/kernels.md
 
-Results are compared before anything is timed. CPU seconds of the process, the two sides in turn, medians; other work on
-the machine slows both sides but not always alike, so the load is printed beside the ratio. Nothing here is about GPUs.
+Results are compared before timing. CPU seconds of the process, the two sides alternating, medians; other work on the
+machine slows both sides but not always alike, so the load is printed beside the ratio. This says nothing about GPUs.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def attention() -> tuple[Run, Run, float]:
         return add_decomposed_rel_pos(logits, q, tables[0], tables[1], grid, grid).softmax(dim=-1) @ v
 
     def ours() -> torch.Tensor:
-        # The terms are made inside the timing on both sides.
+        # Both sides compute the terms within the timing.
         on_grid = q.unflatten(1, grid)
         rows = torch.einsum("bhwc,hkc->bhwk", on_grid, get_rel_pos(64, 64, tables[0]))
         columns = torch.einsum("bhwc,wkc->bhwk", on_grid, get_rel_pos(64, 64, tables[1]))
@@ -93,7 +93,7 @@ def encoder() -> tuple[Run, Run, float]:
     from densevl.proposals.sam.encoder import run_encoder
 
     own = sam_model_registry["vit_b"]().image_encoder.eval().requires_grad_(False)
-    for block in own.blocks:  # fresh tables are 0
+    for block in own.blocks:  # new tables are 0
         torch.nn.init.normal_(block.attn.rel_pos_h, std=0.1)
         torch.nn.init.normal_(block.attn.rel_pos_w, std=0.1)
     pixels = torch.randn(1, 3, 1024, 1024)
@@ -135,7 +135,7 @@ def cpu_ms(run: Run) -> float:
 
 
 def measure(name: str, repeats: int) -> dict[str, Any]:
-    """One case: medians of both sides taken in turn, and their ratio."""
+    """Time one case: medians of both sides, alternating, and their ratio."""
     torch.manual_seed(0)
     repeats = min(repeats, MOST_REPEATS.get(name, repeats))
     usual, ours, difference = CASES[name]()

@@ -1,4 +1,4 @@
-"""What papers and their code write where densevl has an operator: whole maps. Benchmarks compare with these."""
+"""Formulas of papers and their code for which densevl has an operator: whole maps. Benchmarks compare with these."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def decode(
 ) -> tuple[torch.Tensor, ...]:
     """Windows' scores (n, T, h, w) upsampled, padded, added, divided, resized: the best query's label (H, W).
 
-    With a scale also its probability among all queries, which a softmax over T x H x W gives.
+    With a scale, also its probability among all queries, from a softmax over T x H x W.
     """
     height, width = (max(c[axis] for c in corners) + crop for axis in (0, 1))
     canvas = parts.new_zeros(parts.shape[1], height, width)
@@ -36,7 +36,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Ten
 
 
 def affinity(x: torch.Tensor, v: torch.Tensor, heads: int, gamma: float, beta: float) -> torch.Tensor:
-    """ProxyCLIP's affinity (B, N, N) of unit rows (B, N, P), one copy a head, applied to values (B, N, E)."""
+    """ProxyCLIP's affinity (B, N, N) of unit rows (B, N, P), one copy per head, applied to values (B, N, E)."""
     batch, tokens, _ = x.shape
     cosines = torch.einsum("bmc,bnc->bmn", x, x)
     logits = (cosines - cosines.mean(dim=(1, 2), keepdim=True) * beta) * gamma
@@ -49,7 +49,7 @@ def affinity(x: torch.Tensor, v: torch.Tensor, heads: int, gamma: float, beta: f
 def mix(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, x: torch.Tensor, factor: float = 1.2, cap: float = 0.9
 ) -> torch.Tensor:
-    """Trident's maps of all heads (B, A, N, N), those of probabilities and those of cosines, applied to x (B, N, E)."""
+    """Trident's maps of all heads (B, A, N, N), of probabilities and of cosines, applied to x (B, N, E)."""
     unit = F.normalize(v, dim=-1)
     cosines = unit @ unit.mT
     limit = (factor * cosines.mean(dim=(1, 3), keepdim=True)).clamp(max=cap)
@@ -58,6 +58,6 @@ def mix(
 
 
 def nearest(x: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """All similarities (P, M), then the largest of each row and its place."""
+    """All similarities (P, M), then the largest of each row and its index."""
     best = (x @ memory.mT).max(dim=1)
     return best.values, best.indices

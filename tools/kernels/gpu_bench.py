@@ -1,7 +1,7 @@
 """Kernels on a device against the formulas of papers, torch's own attention and torch.compile: time, memory, roofline.
 
-`gpu_check.py` runs this. Results are compared with torch's in float32 before anything is timed. Times are those of the
-device between two events, caches emptied before each call, medians. On the CPU (a dry run) every figure is meaningless.
+`gpu_check.py` runs this. Results are compared with torch's in float32 before timing. Times are device times between two
+events, with caches emptied before each call; medians. On the CPU (a dry run) every figure is meaningless.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from tools.kernels import formulas
 Run = Callable[[], Any]
 HALF = (torch.float16, torch.bfloat16)
 BARS = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}  # ||got - want|| / ||want||
-THRESHOLD_BAR = 3e-2  # where a cosine near a threshold may fall on either side of it
-SPENT = 0.3  # seconds of a device's time that one figure may take
+THRESHOLD_BAR = 3e-2  # if a cosine near a threshold may fall on either side of it
+SPENT = 0.3  # seconds of device time per figure, at most
 MOST_CALLS = 100
-CACHE = 2**28  # bytes; more than any device caches
+CACHE = 2**28  # bytes; larger than any device's cache
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Case:
     """One operator at one size.
 
     Attributes:
-        ours: the operator, as users call it. exact: the same on float32 tensors. eager: the papers' formula.
-        sdpa: the best that torch's own attention does, or None where there is no attention in it.
-        flops, moved: floating-point operations and bytes that the kernel cannot do without. bar: of the error.
-        compiles: whether torch.compile is tried; a loop over many windows would take it minutes.
+        ours: the operator, as users call it. exact: the same in float32. eager: the papers' formula.
+        sdpa: torch's own best attention, or None if there is no attention in it.
+        flops, moved: floating-point operations and bytes that the kernel needs at least. bar: limit on the error.
+        compiles: whether torch.compile is tried; a loop over many windows would take minutes.
     """
 
     name: str
@@ -65,10 +65,10 @@ class Case:
 
 
 def cases(device: torch.device, small: bool) -> Iterator[Case]:
-    """All cases, made when asked for, so that one's tensors are gone before the next."""
+    """Yield all cases, made on demand, so that one's tensors are freed before the next."""
     yield _decode(device, *(((24, 32), 16, 8, 8, 5) if small else ((448, 672), 224, 112, 16, 171)))
     grid, heads, widths = ((4, 8), 1, (16,)) if small else ((64, 64), 12, (64, 80))
-    for dtype in HALF[:1] if small else HALF:  # the interpreter takes bfloat16 for integers
+    for dtype in HALF[:1] if small else HALF:  # the interpreter reads bfloat16 as integers
         yield _attention(device, dtype, "lse", grid, heads, widths[0])
         yield _attention(device, dtype, "gaussian", grid, heads, widths[0])
         for width in widths:
@@ -105,9 +105,9 @@ def _decode(
         lambda: ours()[1],
         lambda: formulas.decode(parts, windows.corners, crop, image, scale)[1],
         None,
-        flops=3 * 2.0 * image[0] * image[1] * queries * taps,  # three products of halves
+        flops=3 * 2.0 * image[0] * image[1] * queries * taps,  # three half-precision products
         moved=_bytes(laid) + image[0] * image[1] * 12.0,
-        bar=5e-5,  # of probabilities: the scale is in the exponent
+        bar=5e-5,  # for probabilities: the scale is in the exponent
         compiles=len(windows) <= 15,
     )
 
@@ -183,7 +183,7 @@ def _mix(device: torch.device, dtype: torch.dtype, grid: tuple[int, int], heads:
         lambda: ours(*(t.float() for t in (q, k, v, x))),
         lambda: formulas.mix(q, k, v, x),
         None,
-        flops=(8.0 * heads * width + 2.0 * values) * tokens**2,  # logits twice, for their sums and for the map
+        flops=(8.0 * heads * width + 2.0 * values) * tokens**2,  # logits twice: for their sums and for the map
         moved=_bytes(qkv.to(dtype), x, x),
         bar=THRESHOLD_BAR,
     )
@@ -201,12 +201,12 @@ def _nearest(device: torch.device, dtype: torch.dtype, rows: int, remembered: in
         None,
         flops=2.0 * rows * remembered * width,
         moved=_bytes(x, memory),
-        bar=BARS[torch.float32],  # products of halves are exact
+        bar=BARS[torch.float32],  # half-precision products are exact
     )
 
 
 def times(run: Run, device: torch.device) -> list[float]:
-    """Seconds of some calls: a device's own between two events; of a dry run one call, by the clock."""
+    """Time some calls in seconds: device time between two events; in a dry run one call, wall time."""
     if device.type != "cuda":
         started = time.perf_counter()
         run()
@@ -227,14 +227,14 @@ def times(run: Run, device: torch.device) -> list[float]:
 
 
 def peaks(device: torch.device) -> dict[str, Any]:
-    """What the device reaches: bytes a second read and written by a copy, operations a second of a matrix product."""
+    """Measure the device's peak: bytes per second of a copy, and operations per second of a matrix product."""
     cuda = device.type == "cuda"
     size, side = (2**30, 8192) if cuda else (2**16, 64)
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     found: dict[str, Any] = {"bytes_per_s": 2 * size / min(times(lambda: target.copy_(source), device))}
     for dtype in (*HALF, torch.float32):
-        # Not zeros: a device draws less power for them and runs faster than it does for numbers.
+        # Not zeros: with them a device draws less power and runs faster than with other numbers.
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         found[_named(dtype)] = 2 * side**3 / min(times(lambda a=a, b=b: a @ b, device))
     return found
@@ -245,9 +245,9 @@ def _named(dtype: torch.dtype) -> str:
 
 
 def measure(case: Case, device: torch.device, most: dict[str, Any]) -> dict[str, Any]:
-    """One case: the kernel and each other way compared with torch in float32, timed, and held against the roofline.
+    """Run one case: compare the kernel and other ways with torch in float32, time them, relate them to the roofline.
 
-    A way other than the kernel may fail (no memory, no compiler); its reason is kept and nothing else is made of it.
+    A way other than the kernel may fail (no memory, no compiler); its reason is recorded and the rest continues.
     """
     with use("torch"):
         want = case.exact().double()

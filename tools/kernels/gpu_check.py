@@ -1,12 +1,11 @@
-"""What only a CUDA machine can say of densevl, in one run; `tools/gpu_check.sh` makes the environment for it.
+"""Everything about densevl that needs a CUDA machine, in one run; `tools/gpu_check.sh` makes the environment for it.
 
     tools/gpu_check.sh                                             # on the machine, about ten minutes
     python -m tools.kernels.gpu_check --dry-run --out build/gpu    # on a CPU: Triton's interpreter, tiny sizes
 
-Stages run in processes of their own, so that a kernel that breaks a device's context ends nothing else. Each has a
-time limit; what fails or runs out of time is recorded, and the rest goes on. Writes `gpu_check.json`, `gpu_check.md`
-and each process's output. Exit code 0: all agrees; 1: something disagrees or broke; 3: nothing did, but some of it ran
-out of time.
+Stages run in separate processes, so a kernel that breaks a device's context does not end the others. Each has a time
+limit; failures and timeouts are recorded, and the rest continues. Writes `gpu_check.json`, `gpu_check.md` and each
+process's output. Exit code 0: all agrees; 1: something disagrees or broke; 3: neither, but something ran out of time.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Options:
-    """Attributes: out, where everything is written; dry, on the CPU; smallest, the least that is still all of it."""
+    """Attributes: out: folder of all output. dry: run on the CPU. smallest: run the least that covers everything."""
 
     out: Path
     dry: bool = False
@@ -47,7 +46,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Stage:
-    """Attributes: what it finds out; commands, by a label; limit in seconds; needed, whether its failure counts."""
+    """Attributes: its purpose; commands, by label; limit in seconds; needed, whether its failure counts."""
 
     what: str
     commands: Callable[[Options], dict[str, list[str]]]
@@ -56,7 +55,7 @@ class Stage:
 
 
 def _own(*names: str, parts: tuple[str, ...] = ("",)) -> Callable[[Options], dict[str, list[str]]]:
-    """Commands that run functions of this file, one for each part."""
+    """Return commands that run functions of this file, one for each part."""
 
     def commands(options: Options) -> dict[str, list[str]]:
         flags = [flag for flag, on in {"--dry-run": options.dry, "--smallest": options.smallest}.items() if on]
@@ -72,7 +71,7 @@ def _pytest(*args: str) -> list[str]:
 
 
 def _values(options: Options) -> dict[str, list[str]]:
-    """The comparisons of tests/kernels/fused, which need nothing but torch, triton, pytest and hypothesis."""
+    """The comparisons of tests/kernels/fused, which need only torch, triton, pytest and hypothesis."""
     values = [f"--confcutdir={FUSED}", f"{FUSED}/test_fused_values.py", "-k"]
     if options.smallest:
         return {"nearest": _pytest(*values, "test_nearest_smoke")}
@@ -83,7 +82,7 @@ def _values(options: Options) -> dict[str, list[str]]:
 
 
 def rooms() -> list[str]:
-    """The rooms whose numbers depend on the machine, as the Makefile has them for `make test-isa`."""
+    """The test folders whose numbers depend on the machine, as in the Makefile for `make test-isa`."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
     found = re.search(r"^NUMERIC = \$\(addprefix tests/,(.*)\)$", text, re.MULTILINE)
     if found is None:
@@ -98,7 +97,7 @@ def _rooms(options: Options) -> dict[str, list[str]]:
 
 
 def _rooms_on_cuda(options: Options) -> dict[str, list[str]]:
-    """The same where densevl's default device is the GPU; the tests were written for the CPU, so this only tells."""
+    """The same with the GPU as densevl's default device; the tests were written for the CPU, so this only informs."""
     return {} if options.dry else {"rooms on cuda": _spread(rooms())}
 
 
@@ -108,12 +107,12 @@ def _spread(tests: list[str]) -> list[str]:
 
 
 def _sanitizer(options: Options) -> dict[str, list[str]]:
-    """One launch of each kernel under compute-sanitizer, where CUDA's toolkit is: its addresses, then its races."""
+    """One launch of each kernel under compute-sanitizer, if CUDA's toolkit is there: addresses, then races."""
     tool = shutil.which("compute-sanitizer")
     if options.dry or tool is None:
         return {}
     launch = _pytest(f"--confcutdir={FUSED}", f"{FUSED}/test_fused_values.py", "-k", "operators_reach")
-    uncached = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1"]  # so that a tensor's end is the end of its memory
+    uncached = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1"]  # so that memory ends where its tensor ends
     return {
         kind: [*uncached, tool, "--tool", kind, "--error-exitcode", "9", *launch] for kind in ("memcheck", "racecheck")
     }
@@ -131,7 +130,7 @@ STAGES = {
 }
 
 
-# What runs in a process of its own: functions from options and a part to rows, a row as soon as it is known.
+# These run in separate processes: functions from options and a part to rows, each row as soon as it is known.
 
 
 def _device(options: Options) -> Any:
@@ -160,7 +159,7 @@ def machine(options: Options, part: str, found: Callable[[Row], None]) -> None:
 
 
 def launches(options: Options, part: str, found: Callable[[Row], None]) -> None:
-    """Registers, spills and shared memory as Triton's compiled kernels have them on this device, beside the record."""
+    """Registers, spills and shared memory of Triton's compiled kernels on this device, beside the record."""
     from densevl.kernels.triton.configs import architecture
     from tools.kernels.launches import ARCHITECTURES, cases, compiled
     from tools.kernels.page import read_record
@@ -171,7 +170,7 @@ def launches(options: Options, part: str, found: Callable[[Row], None]) -> None:
     exact = device.type == "cuda" and _sm(device) in ARCHITECTURES
     for kernel, variant, make in cases(device.type):
         name = f"{kernel} {variant}"
-        # Interpreted, only what takes a second.
+        # In the interpreter, only what takes a second.
         if kernel != (part or kernel) or (options.dry and not re.search(r"plain d16 .*fp16|nearest.*fp16$", name)):
             continue
         row: Row = {"name": name, "arch": arch}
@@ -212,7 +211,7 @@ def bench(options: Options, part: str, found: Callable[[Row], None]) -> None:
 
 
 def models(options: Options, part: str, found: Callable[[Row], None]) -> None:
-    """The model that is in the package, by every recipe that needs no other, and in half precision."""
+    """The packaged model with every recipe that needs no other model, and in half precision."""
     from densevl import Segmenter, recipes
     from densevl.errors import DensevlError
 
@@ -245,11 +244,11 @@ def _one_line(failure: BaseException) -> str:
     return f"{type(failure).__name__}: {text.splitlines()[0] if text else ''}"
 
 
-# What the process that starts them does.
+# Functions of the parent process.
 
 
 def run(name: str, stage: Stage, options: Options, seconds: float) -> Row:
-    """All commands of a stage at once; how it ended, and the rows of each."""
+    """Run all commands of a stage at once; return how it ended, and the rows of each."""
     commands, started = stage.commands(options), time.monotonic()
     logs = options.out / "output"
     logs.mkdir(parents=True, exist_ok=True)
@@ -279,13 +278,13 @@ def run(name: str, stage: Stage, options: Options, seconds: float) -> Row:
 
 
 def _read(text: str, code: int | None) -> Row:
-    """What a process said: JSON rows of this file's functions, or pytest's verdicts."""
+    """Parse the output of a process: JSON rows of this file's functions, or pytest's verdicts."""
     rows = [json.loads(line[4:]) for line in text.splitlines() if line.startswith("ROW ")]
     tests = (line for line in text.splitlines() if "::" in line and " - " not in line)
     counts = Counter(VERDICT.findall("\n".join(tests)))
     broken = [{"test": test, "why": why} for test, why in SUMMARY.findall(text)]
     bad = any(not row["ok"] for row in rows) or counts["FAILED"] or counts["ERROR"]
-    # pytest ends with 5 where nothing was to be run.
+    # pytest returns 5 if there was nothing to run.
     status = "failed" if bad or code not in (0, 5, None) else "cut" if code is None else "ok"
     part: Row = {"status": status, "code": code, "rows": rows, "tests": dict(counts), "broken": broken}
     if status == "failed" and not bad:
@@ -294,7 +293,7 @@ def _read(text: str, code: int | None) -> Row:
 
 
 def check(options: Options, stages: list[str], minutes: float) -> Row:
-    """Run stages in turn and write the report after each, so that what is known stays if the rest is cut off."""
+    """Run stages in turn and write the report after each, so that results survive if the rest is cut off."""
     from tools.kernels import gpu_page
 
     options.out.mkdir(parents=True, exist_ok=True)

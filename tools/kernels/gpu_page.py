@@ -10,7 +10,7 @@ WAYS = ("kernel", "torch", "eager", "compiled", "sdpa")
 
 
 def page(report: Row) -> str:
-    """The report as Markdown."""
+    """Format the report as Markdown."""
     lines = ["# densevl on a CUDA device", ""]
     if report["dry_run"]:
         lines += ["**A dry run on a CPU: every time, memory figure and share below is meaningless.**", ""]
@@ -23,7 +23,7 @@ def page(report: Row) -> str:
 
 
 def table(heads: list[str], rows: Iterable[list[Any]]) -> list[str]:
-    """A table of Markdown; None is an empty cell."""
+    """Format a table in Markdown; None is an empty cell."""
     cells = (["" if cell is None else str(cell).replace("|", "\\|") for cell in row] for row in rows)
     return ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *cells)]
 
@@ -42,7 +42,7 @@ def _stages(stages: dict[str, Row]) -> list[str]:
 
 
 def _wrong(stages: dict[str, Row]) -> list[str]:
-    """Whatever disagrees, broke or was left out, with its reason."""
+    """List all that disagrees, broke or was left out, with the reason."""
     said = []
     for name, stage in stages.items():
         for label, part in stage["parts"].items():

@@ -1,7 +1,7 @@
-"""Every launch the kernels can make, recorded from the launching functions themselves and not written down twice.
+"""Every launch that the kernels can make, recorded from the launching functions instead of written down twice.
 
-A recorder stands in for each kernel while the launching function runs on small CPU tensors. So what gets compiled has
-the arguments, the alignment and the tile of the real launch.
+A recorder replaces each kernel while the launching function runs on small CPU tensors. So each compilation gets the
+arguments, the alignment and the tile of the real launch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GEOMETRIES: dict[int, tuple[int, int | None, tuple[int, int]]] = {
     64: (672, 336, (672, 672)),
     128: (672, 336, (672, 448)),
 }
-UNALIGNED = " unaligned"  # ends the name of a launch whose inputs lie in the middle of other tensors
+UNALIGNED = " unaligned"  # suffix of launches whose inputs are slices of other tensors
 POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
 
 
@@ -46,7 +46,7 @@ class Launch:
     Attributes:
         name: kernel and variant, such as "attention gaussian wide d64 fp16"; arch: 80 or 90.
         kernel: the jitted function; args: by name, as launched; options: warps and stages.
-        entries: results a program computes per step of its main loop, 0 where that says nothing.
+        entries: results per program and step of its main loop, 0 if that is meaningless.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Launch:
     entries: int
 
     def signature(self) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
-        """Types, constants and divisibility of the arguments, as Triton's own launcher derives them."""
+        """Return types, constants and divisibility of the arguments, as Triton's own launcher derives them."""
         types, constants, attributes = {}, {}, {}
         for place, parameter in enumerate(self.kernel.params):
             value, name = self.args[parameter.name], parameter.name
@@ -89,7 +89,7 @@ class _Recorder:
 
 
 class _Keeper:
-    """Launches a kernel and keeps what was compiled for it; nothing is compiled in the interpreter."""
+    """Launches a kernel and keeps its compiled form; nothing is compiled in the interpreter."""
 
     def __init__(self, kernel: Any, seen: list[Any]) -> None:
         self._kernel, self._seen = kernel, seen
@@ -100,7 +100,7 @@ class _Keeper:
 
 @contextmanager
 def _stood_in_for(stand_in: Callable[[Any, list[Any]], Any]) -> Iterator[dict[str, list[Any]]]:
-    """Something else in every kernel's place, and what each of them saw."""
+    """Replace every kernel, and record the calls of each."""
     seen: dict[str, list[Any]] = {name: [] for name in MODULES}
     with ExitStack() as stack:
         for name, (module, function) in MODULES.items():
@@ -109,20 +109,20 @@ def _stood_in_for(stand_in: Callable[[Any, list[Any]], Any]) -> Iterator[dict[st
 
 
 def record(kernel: str, arch: int, run: Callable[[], Any]) -> tuple[Any, dict[str, Any], dict[str, int]]:
-    """The last launch of a kernel that `run` makes with the tiles of an architecture."""
+    """Return the last launch of a kernel that `run` makes with the tiles of an architecture."""
     with _stood_in_for(_Recorder) as seen, mock.patch.object(configs, "architecture", return_value=arch):
         run()
     return seen[kernel][-1]
 
 
 def compiled(kernel: str, run: Callable[[], Any]) -> Any:
-    """What Triton compiled for the last launch of a kernel that `run` makes on its device; None in the interpreter."""
+    """Return Triton's compilation of the last launch of a kernel by `run` on its device; None in the interpreter."""
     with _stood_in_for(_Keeper) as seen:
         run()
     return seen[kernel][-1]
 
 
-Lay = Callable[[torch.Tensor], torch.Tensor]  # how an input lies in memory
+Lay = Callable[[torch.Tensor], torch.Tensor]  # layout of an input in memory
 
 
 def _plainly(tensor: torch.Tensor) -> torch.Tensor:
@@ -130,7 +130,7 @@ def _plainly(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def unaligned(tensor: torch.Tensor) -> torch.Tensor:
-    """The same, but its rows start neither on 16 bytes nor a multiple of 16 entries apart."""
+    """The same, but its rows neither start on 16 bytes nor are a multiple of 16 entries apart."""
     return torch.nn.functional.pad(tensor, (1, 0))[..., 1:]
 
 
@@ -180,7 +180,7 @@ def _nearest(on: str, dtype: torch.dtype, width: int, lay: Lay = _plainly) -> Ca
 
 
 def cases(on: str = "cpu") -> Iterator[tuple[str, str, Callable[[], Callable[[], Any]]]]:
-    """(kernel, variant, a function that makes its tensors on a device and gives what launches it)."""
+    """Yield (kernel, variant, a function that makes its tensors on a device and returns the launch)."""
     for taps, geometry in GEOMETRIES.items():
         for what, scale in {"best": None, "lse": 50.0}.items():
             yield "decode", f"{what} {taps} taps", partial(_decode, on, *geometry, scale)
@@ -228,7 +228,7 @@ def _entries(kernel: str, args: dict[str, Any]) -> int:
 
 
 def launches(only: Callable[[str], bool] = lambda name: True) -> Iterator[Launch]:
-    """All launches whose name `only` accepts, for both architectures."""
+    """Return all launches whose name `only` accepts, for both architectures."""
     for kernel, variant, make in cases():
         name = f"{kernel} {variant}"
         for arch in ARCHITECTURES:

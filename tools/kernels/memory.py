@@ -1,11 +1,11 @@
-"""Memory at 16,384 tokens, each case in a process of its own: stitched last blocks and the operators they are made of.
+"""Memory at 16,384 tokens, each case in its own process: stitched last blocks and their operators.
 
     python tools/kernels/memory.py                     # all, some minutes
     python tools/kernels/memory.py --only affinity     # cases whose name holds this
     python tools/kernels/memory.py --write             # also record them in docs/kernels.json and docs/kernels.md
 
-Extra memory is the peak of the process during the call above what was resident before it (Linux). What goes in is there
-before; what comes out counts. A small call of the same kind runs first, so that libraries are loaded.
+Extra memory is the peak of the process during the call above the resident memory before it (Linux). Inputs exist
+before; outputs count. A small call of the same kind runs first, so that libraries are loaded.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from tools.kernels.page import update  # noqa: E402
 
 BAR = 600  # MiB
 SIDE, WIDTH, HEADS = 128, 768, 12
-Call = Callable[[int], Callable[[], Any]]  # from the side of the grid to what is measured
+Call = Callable[[int], Callable[[], Any]]  # from the side of the grid to the measured call
 
 
 def stitched(name: str, stride: int = 256, **changes: Any) -> Call:
-    """A recipe over side * 16 pixels in windows of 256; the tower is one block, so what is held is the end's."""
+    """A recipe over side * 16 pixels in windows of 256; the tower has one block, so only the end takes memory."""
     from open_clip.transformer import VisionTransformer
 
     from densevl.backbones.towers.native import NativeViT
@@ -115,7 +115,7 @@ CASES: dict[str, tuple[str, Callable[[], Call]]] = {
 
 
 def measure(name: str) -> dict[str, Any]:
-    """One case in this process."""
+    """Measure one case in this process."""
     what, make = CASES[name]
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -126,7 +126,7 @@ def measure(name: str) -> dict[str, Any]:
         before = resident_mib("VmRSS")
         reset_peak()
         started = time.process_time()
-        result = run()  # kept, so that what comes out counts
+        result = run()  # kept, so that the output counts
         spent = time.process_time() - started
         extra = resident_mib("VmHWM") - before
     del result

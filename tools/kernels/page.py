@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - prose for a page
-"""Writes docs/kernels.md from docs/kernels.json; `aot.py --write` and `bench.py --write` call it."""
+"""Write docs/kernels.md from docs/kernels.json; `aot.py --write` and `bench.py --write` call it."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ a 2048 x 2048 image in windows of 256 through a tower of one block, so the memor
 
 
 def read_record() -> dict[str, Any]:
-    """What was recorded so far, by section."""
+    """Return the recorded results by section."""
     return json.loads(RECORD.read_text()) if RECORD.exists() else {}
 
 
@@ -132,7 +132,7 @@ def update(section: str, rows: list[dict[str, Any]], key: tuple[str, ...], keep:
     """Record rows of a section and write the page.
 
     Args:
-        key: what tells rows apart. keep: keep recorded rows that are not among these. facts: of the whole section.
+        key: what identifies a row. keep: keep recorded rows that are not among these. facts: of the whole section.
     """
     record = read_record()
     new = {tuple(row[name] for name in key): row for row in rows}
@@ -151,7 +151,7 @@ def _pair(rows: list[dict[str, Any]], key: str, by: int = 1) -> str:
 
 
 def write_page() -> None:
-    """Write the page from what is recorded."""
+    """Write the page from the record."""
     record = read_record()
     text = HEAD
     if "cpu" in record:

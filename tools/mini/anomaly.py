@@ -33,7 +33,7 @@ def evaluate_anomaly(model: Mini, *, images: int = 4, seed: int = SEED) -> dict[
     """Pixel AUROC in per cent: per kind of damage the mean over materials, and "seen" (without cracks), for each score.
 
     Args:
-        model: what is judged.
+        model: the model to evaluate.
         images: damaged images per material and kind; one flawless image of the same surface is the reference.
         seed: of the surfaces.
     """

@@ -35,14 +35,14 @@ class Sample:
     damage: np.ndarray | None
 
     def mirrored(self) -> Sample:
-        """Left and right exchanged."""
+        """Mirror an image left to right."""
         damage = None if self.damage is None else self.damage[:, ::-1]
         return Sample(self.image[:, ::-1], self.shares[:, ::-1], self.caption, self.texture, damage)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step needs.
+    """The data of one step.
 
     Attributes:
         pixels: (B, 3, S, S) float32, normalised.

@@ -40,7 +40,7 @@ RECIPES = ("vanilla", "maskclip", "maskclip_value", "clip_surgery", "gem", "scli
 
 @dataclass(frozen=True)
 class Set:
-    """Scenes to judge on: styles, which pairs of nouns and backgrounds, side in tiles, windows or whole image."""
+    """Scenes of a test set: styles, which pairs of nouns and backgrounds, side in tiles, windows or whole image."""
 
     styles: tuple[str, ...]
     held_out: bool | None = None
@@ -63,7 +63,7 @@ SETS = {
 
 
 class Judge:
-    """Scores scenes with one model; the vocabulary is embedded once."""
+    """Score scenes with one model; the vocabulary is embedded once."""
 
     def __init__(self, model: Mini, size: int, scenes: int, seed: int) -> None:
         self.model, self.size, self.count, self.seed = model, size, scenes, seed
@@ -71,7 +71,7 @@ class Judge:
         self.text = TextClassifier(model, use_cache=False).encode(LabelSet.parse(benchmark_names()), policy)
 
     def maker(self, part: Set, offset: int) -> SceneMaker:
-        """A maker of scenes with two or three objects that are only turned a little."""
+        """Return a maker of scenes with two or three objects that are only turned a little."""
         return SceneMaker(
             self.size,
             styles=part.styles,
@@ -84,7 +84,7 @@ class Judge:
         )
 
     def scenes(self, name: str) -> list[Scene]:
-        """The scenes of a set; "2x sliding" and "2x whole" are the same, pairs are compared at equal object counts."""
+        """Return the scenes of a set; "2x sliding" and "2x whole" match, pairs are compared at equal object counts."""
         part = SETS[name]
         maker = self.maker(part, 10 * (name == CHOICE) + part.tiles)
         count = max(2, round(self.count * part.share))
@@ -93,7 +93,7 @@ class Judge:
         return [maker.of(*maker.choose(2 + i % 2)) for i in range(count)]
 
     def top1(self, styles: tuple[str, ...], each: int) -> float:
-        """Share of single-object scenes whose noun is the best of the 20."""
+        """Return the share of single-object scenes whose noun is the best of the 20."""
         maker = self.maker(Set(styles), 5)
         scenes = [maker.single(noun) for noun in range(BENCHMARK_NOUNS) for _ in range(each)]
         nouns_TD = self.text.vectors[self.text.classes >= 0]
@@ -105,7 +105,7 @@ class Judge:
         return 100 * hits / len(scenes)
 
     def read(self, scenes: list[Scene], recipe: str, whole: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For every pixel: the truth (0 background), the best noun from 1, and its lead over the background, flat."""
+        """Return for every pixel truth (0 background), best noun from 1, and its lead over the background, flat."""
         crop, stride = None if whole else self.size, self.size // 2
         truths, nouns, leads = [], [], []
         for part in _parts(scenes):
@@ -125,12 +125,12 @@ class Judge:
         return np.concatenate(truths), np.concatenate(nouns), np.concatenate(leads)
 
     def offset(self, recipe: str) -> float:
-        """The offset that a recipe's background takes: the best on scenes in the training styles."""
+        """Return the background offset of a recipe: the best on scenes in the training styles."""
         return _best_offset(*self.read(self.scenes(CHOICE), recipe, False))
 
 
 def semantic(judge: Judge, names: Sequence[str] = RECIPES) -> dict[str, dict[str, float]]:
-    """mIoU by recipe and set; "offset" is the one chosen, "twemoji at 0" is without it, "foreground" knows objects."""
+    """mIoU by recipe and set; "offset" is the chosen one, "twemoji at 0" is without it, "foreground" knows objects."""
     table: dict[str, dict[str, float]] = {name: {} for name in names}
     for name, part in SETS.items():
         scenes = judge.scenes(name)
@@ -188,7 +188,7 @@ def evaluate(
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as tables."""
+    """Format the result as tables."""
     lines = [f"Seed {result['seed']}, {result['scenes']} scenes a set.", ""]
     blocks = [("top-1 of 20", {"image": result["top1"]}), ("mIoU", result["miou"]), ("AUROC", result["anomaly"])]
     for title, rows in blocks:

@@ -4,7 +4,7 @@ mini.safetensors holds the averaged weights in float16 with the compact token ta
 its header holds open_clip's model config. mini.json is the same config for people. The SHA-256 is printed: it goes into
 `densevl/backbones/mini.py`.
 
-A run that went on from a file may be mixed with it, --mix FILE: on styles that training never saw the mean of both does
+A run that started from a file may be mixed with it, --mix FILE: on styles that training never saw, the mean of both is
 better than either (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
 """
 
@@ -29,7 +29,7 @@ PREFIX = "clip."
 
 
 def compact_state(checkpoint: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and the header of the shipped file, from what `Run.state` holds."""
+    """Return the tensors and the header of the shipped file, from `Run.state`."""
     ema = checkpoint["ema"]
     state = {k.removeprefix(PREFIX): v.half().contiguous() for k, v in ema.items() if k.startswith(PREFIX)}
     state["token_ids"] = checkpoint["token_ids"].int()
@@ -39,7 +39,7 @@ def compact_state(checkpoint: dict[str, Any]) -> tuple[dict[str, torch.Tensor], 
 
 
 def mixed(state: dict[str, torch.Tensor], start: Path | None) -> dict[str, torch.Tensor]:
-    """The mean of weights and of those in the file that their run went on from, float16; None changes nothing."""
+    """Average weights with those of the file from which their run started, float16; None changes nothing."""
     if start is None:
         return state
     first = read_checkpoint(start).tensors
@@ -48,7 +48,7 @@ def mixed(state: dict[str, torch.Tensor], start: Path | None) -> dict[str, torch
 
 
 def export(run: Path, folder: Path, mix: Path | None = None) -> str:
-    """Write mini.safetensors and mini.json into `folder`; returns the SHA-256 of the first."""
+    """Write mini.safetensors and mini.json into `folder`; return the SHA-256 of the first."""
     checkpoint = torch.load(run / CHECKPOINT, weights_only=True)
     state, header = compact_state(checkpoint)
     state = mixed(state, mix)

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 NEVER = -1e4
-"""A logit of no probability, and no NaN where it is multiplied by nothing."""
+"""A logit of probability zero that gives no NaN when multiplied by 0."""
 
 
 def patch_loss(

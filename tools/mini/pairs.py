@@ -1,11 +1,12 @@
-"""Whether mini knows pairs that it never saw: python -m tools.mini.pairs [--seeds N] [--json FILE] [--markdown FILE].
+"""Does mini know pairs that it never saw? python -m tools.mini.pairs [--seeds N] [--json FILE] [--markdown FILE].
 
-A hash of two names says which pairs (noun and noun, noun and texture) are held out, so scenes that show one hold some
+A hash of two names decides which pairs (noun and noun, noun and texture) are held out, so scenes with one contain some
 nouns and textures more often than others. Here every such scene has a twin with as many objects, drawn from the same
-seed, that shows no held-out pair; over the set the twins hold the very same nouns and textures, only dealt anew.
+seed, that shows no held-out pair; over the set, the twins contain exactly the same nouns and textures, dealt again.
 
-Each other value of the hash stands for as many pairs, which training did see. The gap of their sets is what the choice
-of pairs does by itself: a pair may be hard because it looks alike, not because it is new. All figures are per cent.
+Each other value of the hash stands for as many pairs, which training did see. The gap between their sets is the effect
+of the choice of pairs alone: a pair may be hard because it looks alike, not because it is new. All figures are per
+cent.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tools.render.scenes import Scene, SceneMaker
 from tools.render.textures import all_textures
 
 KINDS = ("noun and noun", "noun on texture")
-"""What the pair of a scene is made of."""
+"""The kinds of pairs in a scene."""
 COLUMNS = ("pairs", "twins", "gap", "objects of the pair", "same nouns in twins", "objects beside")
 """mIoU of both sets and its difference; then the share of pixels that get the right noun of 20."""
 SWAPS = 200_000
@@ -39,24 +40,24 @@ SWAPS = 200_000
 
 @dataclass(frozen=True)
 class Content:
-    """What a scene shows: indices of different nouns, and of the texture."""
+    """Contents of a scene: indices of different nouns, and of the texture."""
 
     nouns: tuple[int, ...]
     texture: int
 
     def hashes(self) -> tuple[list[int], list[int]]:
-        """The hash of every pair of nouns, and of every noun with the texture: one list for each of `KINDS`."""
+        """Return the hash of every pair of nouns, and of every noun with the texture: one list for each of `KINDS`."""
         names, ground = [all_nouns()[n].name for n in self.nouns], all_textures()[self.texture].name
         inner = [pair_hash(a, b) for i, a in enumerate(names) for b in names[:i]]
         return inner, [pair_hash(name, ground) for name in names]
 
     def shows(self, values: set[int]) -> int:
-        """How many of its pairs have one of these hashes."""
+        """Return how many of its pairs have one of these hashes."""
         inner, outer = self.hashes()
         return sum(value in values for value in inner + outer)
 
     def members(self, value: int) -> set[int]:
-        """The nouns that belong to a pair of this hash."""
+        """Return the nouns that belong to a pair of this hash."""
         alone = (replace(self, nouns=(noun,)) for noun in self.nouns)
         found = {content.nouns[0] for content in alone if content.shows({value})}
         for i, noun in enumerate(self.nouns):
@@ -87,12 +88,12 @@ def kind_of(position: int) -> int:
 
 
 def twins(contents: list[Content], avoided: set[int], rng: np.random.Generator) -> list[Content]:
-    """Deal the nouns and the textures of scenes anew so that no scene shows a pair with one of these hashes.
+    """Deal the nouns and the textures of scenes again so that no scene shows a pair with one of these hashes.
 
-    Scenes of either kind exchange with their own kind only, so each kind keeps its nouns and textures.
+    Scenes exchange only with scenes of their kind, so each kind keeps its nouns and textures.
 
     Raises:
-        DensevlError: no such deal was found.
+        DensevlError: If no such deal was found.
     """
     dealt = list(contents)
     kinds = [[i for i in range(len(dealt)) if kind_of(i) == kind] for kind in range(len(KINDS))]
@@ -135,7 +136,7 @@ def drawn(maker: SceneMaker, contents: list[Content], seed: int, first: int = 0)
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says about scenes: for every scene its content, and by pixel the truth, the label and the noun."""
+    """A model's answers about scenes: for every scene its content, and by pixel the truth, the label and the noun."""
 
     contents: list[Content]
     truth: np.ndarray  # (scenes, pixels), 0 background
@@ -143,11 +144,11 @@ class Answers:
     noun: np.ndarray  # as if no pixel were background
 
     def counts(self, rows: list[int]) -> np.ndarray:
-        """The confusion of some scenes."""
+        """Return the confusion of some scenes."""
         return confusion(self.truth[rows], self.label[rows], BENCHMARK_NOUNS + 1)
 
     def right(self, row: int, noun: int) -> float:
-        """Share of the pixels of an object that are given its noun, of 20."""
+        """Return the share of an object's pixels that get its noun, of 20."""
         return float((self.noun[row][self.truth[row] == noun + 1] == noun + 1).mean())
 
 
@@ -189,7 +190,7 @@ def _objects(pairs: Answers, seen: Answers, rows: list[int], value: int) -> tupl
 
 
 def evaluate(weights: Path | None, *, scenes: int, seed: int, recipe: str) -> dict[str, Any]:
-    """Compare for every value of the hash; "held out" is that of the held-out pairs, "others" are the rest."""
+    """Compare every value of the hash; "held out" is that of the held-out pairs, "others" are the rest."""
     model = Mini(weights)
     judge = Judge(model, model.protocol.crop or 96, scenes, seed)
     offset = judge.offset(recipe)
@@ -205,7 +206,7 @@ def evaluate(weights: Path | None, *, scenes: int, seed: int, recipe: str) -> di
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """The results as tables: both gaps by kind of pair and seed, and the classes that lose or win most."""
+    """Format the results as tables: both gaps by kind of pair and seed, and the classes that lose or gain most."""
     first = results[0]
     lines = [f"{first['recipe']}, {first['scenes']} scenes a set, twemoji.", ""]
     lines += [f"| pair | seed | {' | '.join(COLUMNS)} | gap of the others: mean | least | most |"]
@@ -227,7 +228,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
 def measure(
     description: str, evaluate: Callable[..., dict[str, Any]], markdown: Callable[[list[dict[str, Any]]], str]
 ) -> None:
-    """The command line of a tool that measures mini on drawn scenes, once a seed, and prints a table."""
+    """Run the command line of a tool that measures mini on drawn scenes, once per seed, and print a table."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--weights", type=Path, help="a file of tools.mini.export; default: the shipped one")
     parser.add_argument("--scenes", type=int, default=200)

@@ -1,4 +1,4 @@
-"""A cheap look: value-only mIoU and image top-1 of the averaged weights in training styles and a held-out one."""
+"""A quick measure: value-only mIoU and image top-1 of the averaged weights in training styles and a held-out one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words of training: which nouns, which templates, and the prompt bank that is drawn anew every step."""
+"""The words of training: which nouns, which templates, and the prompt bank that is drawn again every step."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Bank:
         return _prompt(name, NOUN_TEMPLATES, rng)
 
     def texts(self) -> list[str]:
-        """Every string whose tokens get rows of their own in the token table."""
+        """Return every string whose tokens get their own rows in the token table."""
         texts = [name for noun in all_nouns()[: self.nouns] for name in (noun.name, *noun.synonyms)]
         for texture in all_textures():
             texts += [texture.name, texture.surface, *texture.places]

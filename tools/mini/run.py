@@ -1,7 +1,7 @@
-"""The state of a training run: what a plan decides, one update, and a checkpoint from which it goes on identically.
+"""The state of a training run: its plan, one update, and a checkpoint from which it resumes identically.
 
-The budget is time (or steps, in tests): learning rate, patch dropout and image size follow the share of it that is
-used. Workers hold equal weights and average their gradients, so every decision is taken from shared numbers.
+The budget is time (or steps, in tests): learning rate, patch dropout and image size follow the used share of it.
+Workers hold equal weights and average their gradients, so every decision uses shared numbers.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides a run.
+    """All settings of a run.
 
     Attributes:
         out: folder of checkpoint and log.
         total: budget in seconds, or in steps if `by_steps`; `checkpoint` and `probe` are in the same unit.
         config: the network at the first stage; nouns: how many are trained.
-        start: weights of a mini of `config`'s sizes and with as many nouns to go on from, None for fresh ones.
+        start: weights of a mini with `config`'s sizes and as many nouns to start from, None for random ones.
         warm_up: steps of text-only training.
         fast: matrix products in bfloat16.
     """
@@ -71,7 +71,7 @@ class Plan:
 
     @classmethod
     def going_on(cls, out: Path, total: float, start: Path, **others: Any) -> Plan:
-        """A plan that goes on from the file of a mini at its own image side, without a warm-up."""
+        """Make a plan that starts from the file of a mini at its own image side, without a warm-up."""
         config = MiniConfig.of(read_compact(start)[1]["model_cfg"])
         stages = (Stage(config.image, 1.0, 0.5),)
         rates = {"muon_lr": 0.01, "adam_lr": 8e-4}
@@ -112,11 +112,11 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """Share of the budget that is used."""
+        """Return the used share of the budget."""
         return self.clock / self.plan.total
 
     def step(self) -> dict[str, float]:
-        """Do one update; returns the parts of the loss."""
+        """Do one update; return the parts of the loss."""
         plan, warm = self.plan, self.step_count < self.plan.warm_up
         self.objective.seed(plan.seed, self.rank, self.step_count)
         if warm:
@@ -140,14 +140,14 @@ class Run:
         return {key: float(value.detach()) for key, value in parts.items()}
 
     def restart_stream(self) -> None:
-        """Draw scenes from here on by a seed that only depends on the step, so that a resumed run sees the same."""
+        """Reseed the scenes with a seed that only depends on the step, so that a resumed run sees the same."""
         size = self.plan.stages[self.stage].image
         scene, surface = self.sources(size, self.plan.nouns, [self.plan.seed, self.rank, self.step_count])
         seed = [self.plan.seed, self.rank, self.step_count, 1]
         self.stream = Stream(scene, surface, self.plan.nouns, len(self.bank), seed)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds: plain tensors and numbers."""
+        """Return the content of a checkpoint: plain tensors and numbers."""
         return {
             "config": self.config.to_dict(),
             "nouns": self.plan.nouns,
@@ -159,7 +159,7 @@ class Run:
         }
 
     def save(self) -> None:
-        """Write the checkpoint beside the old one, then replace it."""
+        """Write the new checkpoint beside the old one, then replace it."""
         buffer = io.BytesIO()
         torch.save(self.state(), buffer)
         atomic_write(self.plan.out / CHECKPOINT, buffer.getvalue())
@@ -192,7 +192,7 @@ class Run:
         return self.step_count + 1.0 if self.plan.by_steps else self._before + time.monotonic() - self._begun
 
     def _average(self, now: float) -> float:
-        """Average gradients over the workers in one message; the first worker's clock travels with it."""
+        """Average gradients over the workers in one message, with the first worker's clock."""
         if self.plan.workers == 1:
             return now
         grads = [p.grad for p in self.learner.parameters() if p.grad is not None]
@@ -212,7 +212,7 @@ class Run:
 
 
 def split_parameters(learner: Learner) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The weight matrices of the transformer blocks (for Muon), and everything else (for AdamW)."""
+    """Return the weight matrices of the transformer blocks (for Muon), and everything else (for AdamW)."""
     matrices, others = [], []
     for name, parameter in learner.named_parameters():
         (matrices if "resblocks" in name and parameter.ndim == 2 else others).append(parameter)

@@ -1,4 +1,4 @@
-"""Where training images come from: the renderer's scenes and bare surfaces, endless and reseedable."""
+"""Sources of training images: the renderer's scenes and bare surfaces, endless and reseedable."""
 
 from __future__ import annotations
 

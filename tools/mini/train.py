@@ -1,8 +1,8 @@
 """Train "mini": python -m tools.mini.train --out DIR --minutes 60 --workers 2.
 
 Workers are processes of one thread each; they render their own scenes and average their gradients (two of them are
-faster than one process with two threads). A run that is stopped goes on from its last checkpoint when it is started
-again with the same arguments. Log lines are JSON.
+faster than one process with two threads). A stopped run resumes from its last checkpoint when it is started again with
+the same arguments. Log lines are JSON.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ LOG_EVERY = 100
 
 
 def train(plan: Plan, sources: Sources = rendered, probe: Probe | None = None) -> None:
-    """Run a plan to its end, or go on with the one whose checkpoint lies in `plan.out`.
+    """Run a plan to its end, or resume the run whose checkpoint lies in `plan.out`.
 
     Args:
-        plan: what to do.
-        sources: makes the scenes; the tests bring their own.
-        probe: measures the averaged weights now and then (first worker only).
+        plan: of the run.
+        sources: makes the scenes; tests pass their own.
+        probe: measures the averaged weights at intervals (first worker only).
     """
     plan.out.mkdir(parents=True, exist_ok=True)
     if plan.workers == 1:

@@ -1,4 +1,4 @@
-"""Whether mini knows its nouns on textures of a kind it never saw: python -m tools.mini.unseen [--seeds N].
+"""Does mini know its nouns on textures of a kind that it never saw? python -m tools.mini.unseen [--seeds N].
 
 Every scene is drawn twice from one seed, so with the same drawings at the same places: on a named texture that training
 showed with its nouns, and on a pattern of `tools.unseen_materials`. All figures are per cent.
@@ -25,7 +25,7 @@ COLUMNS = ("seen", "unseen", "gap", "objects seen", "objects unseen")
 
 
 def evaluate(weights: Path | None, *, scenes: int, seed: int, recipe: str) -> dict[str, Any]:
-    """Compare on `scenes` scenes of two and three objects, the patterns one after the other.
+    """Compare on `scenes` scenes of two and three objects, one pattern after the other.
 
     Returns:
         "rows": `COLUMNS` for all scenes and for those of every pattern.

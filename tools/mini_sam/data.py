@@ -21,7 +21,7 @@ from tools.render.art import TRAIN_STYLES
 from tools.render.scenes import SceneMaker
 
 Source = Callable[[np.random.Generator], Any]
-"""Makes the next scene; all its chances come from the generator."""
+"""Makes the next scene; all its random choices come from the generator."""
 Sources = Callable[[int, int], Source]
 """From image side and a seed to a source."""
 
@@ -37,7 +37,7 @@ JITTER = 0.08
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step needs; points and boxes are x, y in pixels.
+    """The data of one step; points and boxes are x, y in pixels.
 
     Attributes:
         pixels: (B, 3, S, S) float32, normalised.
@@ -87,7 +87,7 @@ def point_in(mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def box_around(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The box of a mask with its sides moved a little: float (4,), left, top, right, bottom."""
+    """Return the box of a mask with its sides moved a little: float (4,), left, top, right, bottom."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = np.array([columns[0], rows[0], columns[-1], rows[-1]], float)
     sides = np.tile([box[2] - box[0], box[3] - box[1]], 2)
@@ -99,7 +99,7 @@ class Stream:
 
     Args:
         source: of the scenes.
-        rng: of everything.
+        rng: of all random choices.
         images: of a batch.
         prompts: for each image.
         low: L, which divides the image side.

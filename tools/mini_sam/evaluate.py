@@ -1,8 +1,8 @@
 """Measure "mini-sam": python -m tools.mini_sam.evaluate --json FILE [--markdown FILE] [--weights FILE].
 
 Scenes of 256 px with two or three objects in a style that training never saw, by the package's own `SamPredictor` and
-`SamAutomaticMaskGenerator`. One point per object is its innermost pixel (as SAM's evaluation takes it) or a random one;
-of the three guesses the one with the best predicted IoU counts. All figures but seconds are per cent.
+`SamAutomaticMaskGenerator`. One point per object is its innermost pixel (as in SAM's evaluation) or a random one; of
+the three guesses the one with the best predicted IoU counts. All figures but seconds are per cent.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ QUALITIES, STABILITIES = (0.45, 0.6, 0.75), (0.25, 0.4, 0.6)
 
 
 def scenes_of(styles: tuple[str, ...], count: int, seed: int) -> list[Scene]:
-    """Scenes of two or three objects of the benchmark's nouns, only turned a little."""
+    """Return scenes of two or three objects of the benchmark's nouns, only turned a little."""
     nouns = range(BENCHMARK_NOUNS)
     maker = SceneMaker(SIDE, styles=styles, nouns=nouns, seed=seed, objects=(2, 3), augment=False, held_out=None)
     return [maker.scene() for _ in range(count)]
 
 
 def objects_of(scene: Scene) -> list[np.ndarray]:
-    """The mask of every object: bool (S, S)."""
+    """Return the mask of every object: bool (S, S)."""
     return [scene.instances == number for number in range(len(scene.nouns))]
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over union of two bool masks."""
+    """Return the intersection over union of two bool masks."""
     return float((one & other).sum() / max(1, (one | other).sum()))
 
 
 def innermost(mask: np.ndarray) -> tuple[int, int]:
-    """The pixel of a mask farthest from its outline: x, y."""
+    """Return the pixel of a mask farthest from its outline: x, y."""
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
     y, x = divmod(int(depth.argmax()), mask.shape[1])
     return x, y
 
 
 def prompted(predictor: SamPredictor, mask: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
-    """IoU of the masks of one object for each of `PROMPTS`; the predictor holds the image."""
+    """Return the IoU of the masks of one object for each of `PROMPTS`; the predictor holds the image."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = np.array([columns[0], rows[0], columns[-1], rows[-1]])
     inner, chance = _by_point(predictor, innermost(mask)), _by_point(predictor, point_in(mask, rng))
@@ -68,22 +68,22 @@ def prompted(predictor: SamPredictor, mask: np.ndarray, rng: np.random.Generator
 
 
 def _by_point(predictor: SamPredictor, point: tuple[int, int]) -> np.ndarray:
-    """Three guesses at the mask around a point, the one with the best predicted IoU first."""
+    """Return three guesses at the mask around a point, the one with the best predicted IoU first."""
     masks, quality, _ = predictor.predict(np.array([point]), np.ones(1, int))
     return masks[np.argsort(-quality)]
 
 
 Records = list[list[dict[str, Any]]]
-"""Of each image, the records that `SamAutomaticMaskGenerator` returns."""
+"""The records of `SamAutomaticMaskGenerator` for each image."""
 
 
 def automatic(sam: Any, scenes: list[Scene], thresholds: dict[str, float]) -> dict[str, float]:
-    """Recall of objects at IoU 0.5 and 0.75, masks an image and seconds an image of automatic masks."""
+    """Return recall of objects at IoU 0.5 and 0.75, masks per image and seconds per image of automatic masks."""
     return score(scenes, *propose(sam, scenes, thresholds))
 
 
 def propose(sam: Any, scenes: list[Scene], thresholds: dict[str, float]) -> tuple[Records, float]:
-    """The automatic masks of every scene, and seconds an image."""
+    """Return the automatic masks of every scene, and seconds per image."""
     generator, begun = (
         SamAutomaticMaskGenerator(sam, points_per_side=POINTS_PER_SIDE, **thresholds),
         time.perf_counter(),
@@ -93,7 +93,7 @@ def propose(sam: Any, scenes: list[Scene], thresholds: dict[str, float]) -> tupl
 
 
 def score(scenes: list[Scene], records: Records, seconds: float) -> dict[str, float]:
-    """What `automatic` returns, from its masks."""
+    """Compute the result of `automatic` from its masks."""
     best = []
     for scene, found in zip(scenes, records, strict=True):
         proposals = [record["segmentation"] for record in found]
@@ -106,7 +106,7 @@ def score(scenes: list[Scene], records: Records, seconds: float) -> dict[str, fl
 def choose(sam: Any, scenes: list[Scene]) -> dict[str, dict[str, float]]:
     """Automatic masks of scenes in training styles for every pair of thresholds in `QUALITIES` and `STABILITIES`.
 
-    The generator keeps the best by predicted IoU of masks that overlap, so a higher bar on it may be applied after.
+    Of overlapping masks the generator keeps the best by predicted IoU, so a higher threshold can be applied later.
     """
     rows = {}
     for stability in STABILITIES:
@@ -134,7 +134,7 @@ def evaluate(weights: Path | None, *, scenes: int = 200, images: int = 50, seed:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as two tables."""
+    """Format the result as two tables."""
     lines = [f"Seed {result['seed']}, {result['threads']} thread(s); scenes a set: {result['scenes']} for prompts, "]
     lines[0] += f"{result['images']} for automatic masks."
     return "\n".join(
@@ -143,7 +143,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def table(title: str, rows: dict[str, dict[str, float]]) -> list[str]:
-    """Rows of equal columns as lines of markdown."""
+    """Format rows of equal columns as lines of markdown."""
     columns = list(next(iter(rows.values())))
     lines = ["", f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, row in rows.items():

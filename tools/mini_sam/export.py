@@ -22,7 +22,7 @@ NAME = "mini_sam.safetensors"
 
 
 def export(run: Path, folder: Path, mix: Path | None = None) -> str:
-    """Write mini_sam.safetensors into `folder`, mixed as `tools.mini.export` does; returns its SHA-256."""
+    """Write mini_sam.safetensors into `folder`, mixed as in `tools.mini.export`; return its SHA-256."""
     checkpoint = torch.load(run / CHECKPOINT, weights_only=True)
     state = {key: value.half().contiguous() for key, value in checkpoint["ema"].items()}
     content = save(mixed(state, mix), {"sam_config": SamConfig(**checkpoint["config"]).to_json()})

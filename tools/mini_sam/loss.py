@@ -16,7 +16,7 @@ from tools.mini_sam.data import Batch
 from tools.mini_sam.model import decode, encode_prompts
 
 FOCAL, DICE, IOU = 20.0, 1.0, 1.0
-SPREAD = 0.1  # of the loss of the best guess goes to all three alike, so that none is left behind
+SPREAD = 0.1  # share of the loss spread over all three guesses, so that each learns
 CORRECTED = 0.5  # share of the prompts that enter the second round
 
 
@@ -70,7 +70,7 @@ def wrong_points(
 
 
 def objective(sam: Any, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Both rounds on a batch; returns "loss" and its parts, and the IoU of points, boxes and corrected masks."""
+    """Run both rounds on a batch; return "loss" and its parts, and the IoU of points, boxes and corrected masks."""
     images = sam.image_encoder(batch.pixels)[batch.image]
     half = len(batch.image) // 2
     order = torch.randperm(len(batch.image), generator=generator)
@@ -98,7 +98,7 @@ def objective(sam: Any, batch: Batch, generator: torch.Generator) -> dict[str, t
 def _first(
     sam: Any, images: torch.Tensor, points: torch.Tensor, boxes: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decode lone points, then boxes; the package pads a point, so both are two tokens."""
+    """Decode single points, then boxes; the package pads a point, so both are two tokens."""
     labels = torch.ones(points.shape[:2], dtype=torch.long)
     point, dense = encode_prompts(sam, (points, labels), None, None)
     box, _ = encode_prompts(sam, None, boxes, None)
@@ -112,7 +112,7 @@ def _second(
     more: tuple[torch.Tensor, torch.Tensor],
     guess: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decode points and boxes (few of each) with one more point; every second one also sees its first mask."""
+    """Decode points and boxes (few of each) with one more point; every second one also gets its first mask."""
     (points, boxes), (extra, labels), few = prompts, more, len(prompts[0])
     point_labels = torch.cat([torch.ones_like(labels[:few]), labels[:few]], dim=1)
     point, _ = encode_prompts(sam, (torch.cat([points, extra[:few]], dim=1), point_labels), None, None)

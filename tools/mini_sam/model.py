@@ -1,4 +1,4 @@
-"""What training adds to the package's SAM: prompts of many images decoded at once, and a start from mini's image tower.
+"""Training extensions of the package's SAM: prompts of many images decoded at once, and a start from mini's tower.
 
 Shape letters: B images, P prompts, C channels, h cells, L side of a low-resolution mask (4h), K points, D width.
 """
@@ -20,11 +20,11 @@ RENAMED = {
     "mlp.c_fc": "mlp.lin1",
     "mlp.c_proj": "mlp.lin2",
 }
-"""Parts of a block, as open_clip and as segment-anything call them; both are the same pre-norm block."""
+"""Parts of a block, with names of open_clip and of segment-anything; both are the same pre-norm block."""
 
 
 def encode_prompts(sam: Any, *prompts: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode points, boxes and masks as the package does, in float32: in bfloat16 places would move."""
+    """Encode points, boxes and masks as the package does, in float32: in bfloat16 positions would shift."""
     with torch.autocast("cpu", enabled=False):
         return sam.prompt_encoder(*prompts)
 
@@ -32,7 +32,7 @@ def encode_prompts(sam: Any, *prompts: Any) -> tuple[torch.Tensor, torch.Tensor]
 def decode(
     sam: Any, images_PChw: torch.Tensor, sparse_PKC: torch.Tensor, dense_PChw: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decode prompts that each have their own image embedding (the package's decoder takes one image a call).
+    """Decode prompts that each have their own image embedding (the package's decoder takes one image per call).
 
     Returns:
         Logits (P, 4, L, L) and predicted IoU (P, 4), float32: first the single mask, then the three guesses.
@@ -52,7 +52,7 @@ def decode(
 
 
 def split_parameters(sam: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The matrices of encoder blocks and decoder transformer (for Muon), and everything else (for AdamW)."""
+    """Return the matrices of encoder blocks and decoder transformer (for Muon), and everything else (for AdamW)."""
     matrices, others = [], []
     for name, parameter in sam.named_parameters():
         inner = "image_encoder.blocks" in name or "mask_decoder.transformer" in name
@@ -61,7 +61,7 @@ def split_parameters(sam: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
 
 def resized_state(state: Weights, grid: int) -> Weights:
-    """The weights for another image side: the positions are resized to `grid` cells a side, all else is kept."""
+    """Return the weights for another image side: positions are resized to `grid` cells per side, the rest is kept."""
     key = "image_encoder.pos_embed"
     places_DN = state[key][0].flatten(0, 1).T
     return {**state, key: _resized(places_DN, grid).T.reshape(1, grid, grid, -1)}
@@ -72,7 +72,7 @@ def start_from_clip(sam: Any, clip: Weights, pixels: torch.Tensor) -> None:
     """Start the image encoder from the image tower of a CLIP of equal width, depth, heads and patch.
 
     The blocks are copied. CLS is left out, and the norm before the blocks, which SAM's encoder lacks, is folded into
-    the patch embedding with the mean deviation it divides by on some images; training mends the difference.
+    the patch embedding with the mean deviation it divides by on some images; training corrects the difference.
 
     Args:
         sam: changed in place.

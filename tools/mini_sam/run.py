@@ -1,6 +1,6 @@
-"""The state of a training run: what a plan decides, one update, and a checkpoint from which it goes on identically.
+"""The state of a training run: its plan, one update, and a checkpoint from which it resumes identically.
 
-Clock, averaging over workers and over time, and the atomic checkpoint are those of `tools.mini.run`.
+The clock, the averages over workers and over time, and the atomic checkpoint are those of `tools.mini.run`.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides a run.
+    """All settings of a run.
 
     Attributes:
         out: folder of checkpoint and log.
         total: budget in seconds, or in steps if `by_steps`; `checkpoint` is in the same unit.
-        start: weights of a mini-sam to go on from, or of a mini whose image tower the encoder starts from, None for
-            fresh ones.
+        start: weights of a mini-sam to continue, or of a mini whose image tower initialises the encoder, None for
+            random ones.
         fast: matrix products in bfloat16.
         config: the network; its image side is that of the last stage.
         batch: images of a worker's step; prompts: for each image.
@@ -72,7 +72,7 @@ class Plan:
 
 
 def goes_on(start: Path) -> bool:
-    """Whether the weights to start from are a whole mini-sam."""
+    """Tell whether the weights to start from are a whole mini-sam."""
     return "sam_config" in read_checkpoint(start).header
 
 
@@ -100,7 +100,7 @@ class Run(ClipRun):
         return replace(self.plan.config, image=self.plan.stages[self.stage].image)
 
     def step(self) -> dict[str, float]:
-        """Do one update; returns the parts of the loss."""
+        """Do one update; return the parts of the loss."""
         plan = self.plan
         with torch.autocast("cpu", torch.bfloat16, enabled=plan.fast):
             parts = objective(self.learner, self.stream.batch(), self.generator)
@@ -120,14 +120,14 @@ class Run(ClipRun):
         return {key: float(value.detach()) for key, value in parts.items()}
 
     def restart_stream(self) -> None:
-        """Draw from here on by a seed that only depends on the step, so that a resumed run sees the same."""
+        """Reseed the draws with a seed that only depends on the step, so that a resumed run sees the same."""
         plan, rng = self.plan, np.random.default_rng([self.plan.seed, self.rank, self.step_count])
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         source = self.sources(self.config.image, plan.seed * 101 + self.rank)
         self.stream = Stream(source, rng, plan.batch, plan.prompts, 4 * self.config.grid)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds: plain tensors and numbers."""
+        """Return the content of a checkpoint: plain tensors and numbers."""
         return {
             "config": asdict(self.config),
             "learner": self.learner.state_dict(),
@@ -144,7 +144,7 @@ class Run(ClipRun):
             optimizer.load_state_dict(saved)
 
     def _hold(self, weights: Weights | None) -> None:
-        """Build the network of this stage, with given weights or fresh ones, and its optimisers."""
+        """Build the network of this stage, with given or random weights, and its optimisers."""
         self.learner = build_sam(self.config).train()
         if weights:
             self.learner.load_state_dict(weights)

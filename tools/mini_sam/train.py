@@ -1,7 +1,7 @@
 """Train "mini-sam": python -m tools.mini_sam.train --out DIR --minutes 14 --workers 2 --start MINI.safetensors.
 
-Workers are processes of one thread each; they render their own scenes and average their gradients. A run that is
-stopped goes on from its last checkpoint when it is started again with the same arguments. Log lines are JSON.
+Workers are processes of one thread each; they render their own scenes and average their gradients. A stopped run
+resumes from its last checkpoint when it is started again with the same arguments. Log lines are JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOG_EVERY = 50
 
 
 def train(plan: Plan, sources: Sources = rendered) -> None:
-    """Run a plan to its end, or go on with the one whose checkpoint lies in `plan.out`; tests bring own `sources`."""
+    """Run a plan to its end, or resume the run whose checkpoint lies in `plan.out`; tests pass their own `sources`."""
     plan.out.mkdir(parents=True, exist_ok=True)
     if plan.workers == 1:
         _work(0, plan, sources, None)

@@ -1,1 +1,1 @@
-"""Two towers that were never trained together, joined by projectors (ShareLock, 2024): their training."""
+"""Training of projectors that join two towers that were never trained together (ShareLock, 2024)."""

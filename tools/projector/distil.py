@@ -1,7 +1,7 @@
-"""A head on a frozen tower that gives what a CLIP's patches are: SAM-CLIP's form (Wang et al., CVPR Workshops 2024).
+"""A head on a frozen tower that reproduces a CLIP's patches, in SAM-CLIP's form (Wang et al., CVPR Workshops 2024).
 
-The tower stays as it is, so what else reads it, such as SAM's masks, gives the same bits. Only the head is trained, by
-the cosine to the teacher's patches and to its vector of the whole picture; words are the teacher's own.
+The tower stays frozen, so its other readers, such as SAM's masks, get the same bits. Only the head is trained, by the
+cosine to the teacher's patches and to its vector of the whole picture; the words are the teacher's own.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tools.arguments import COUNT, RATE, SEED, number, option, read_or_skip, sti
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """How a head is trained.
+    """Training settings of a head.
 
     Attributes:
-        blocks: of the head. width: inside it. steps. batch: pictures a step.
-        rate: learning rate of Adam, falling as a cosine. seed: everything random follows from it.
+        blocks: of the head. width: inside it. steps: of training. batch: pictures per step.
+        rate: learning rate of Adam, with cosine decay. seed: everything random follows from it.
     """
 
     blocks: int = option(2, "of the head", number(int, 1, 64))
@@ -41,7 +41,7 @@ class HeadPlan:
 
 
 class Seen(NamedTuple):
-    """Pictures as both see them: maps (M, D, h, w) and (M, E, h, w), vectors (M, D) and (M, E)."""
+    """Features of pictures from both models: maps (M, D, h, w) and (M, E, h, w), vectors (M, D) and (M, E)."""
 
     student: torch.Tensor
     teacher: torch.Tensor
@@ -50,10 +50,10 @@ class Seen(NamedTuple):
 
 
 def look(folder: Path, student: Vision, teacher: ClipVision) -> Seen:
-    """What both make of the pictures of a folder, each at the size that it takes whole images in.
+    """Encode the pictures of a folder with both models, each at its size for whole images.
 
     Raises:
-        ImageError: no pictures, or none that can be read.
+        ImageError: If there are no pictures, or none can be read.
     """
     rows: list[tuple[torch.Tensor, ...]] = []
     files = list_images(folder)
@@ -72,15 +72,15 @@ def look(folder: Path, student: Vision, teacher: ClipVision) -> Seen:
 
 
 def away(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """1 - cosine over the second axis, on average."""
+    """Return 1 - cosine over the second axis, on average."""
     return 1 - F.cosine_similarity(x, y, dim=1).mean()
 
 
 def distil(seen: Seen, plan: HeadPlan) -> tuple[Head, list[float]]:
-    """Train a head on what was seen; returns it in eval mode, and the losses.
+    """Train a head on stored features; return it in eval mode, and the losses.
 
     Raises:
-        DensevlError: a width that cannot be, or the training diverged.
+        DensevlError: If the width is impossible, or the training diverged.
     """
     if plan.width % HEAD:
         raise DensevlError(f"width is {plan.width}; it is a multiple of {HEAD}")
@@ -103,6 +103,6 @@ def distil(seen: Seen, plan: HeadPlan) -> tuple[Head, list[float]]:
 
 
 def joined(head: Head, names: tuple[str, str], student: Vision, teacher: ClipVision, words: Words) -> Joined:
-    """The head beside the teacher's own words, ready for `projector.write`; `names` are of student and teacher."""
+    """Return the head with the teacher's own words, for `projector.write`; `names` are of student and teacher."""
     same = Projector([head.widths[-1]]).eval()
     return Joined(head, same, *names, stamp(student, words), float(teacher.backbone.logit_scale))

@@ -1,4 +1,4 @@
-"""Stored pairs: what the image tower makes of pictures and the text tower of their captions, row by row."""
+"""Stored pairs: the image tower's vectors of pictures and the text tower's of their captions, row by row."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BATCH = 32
 
 
 class Pairs(NamedTuple):
-    """(N, D) of the image tower, (N, E) of the text tower, and what `Joined` says of both."""
+    """(N, D) of the image tower, (N, E) of the text tower, and both as described in `Joined`."""
 
     image: torch.Tensor
     text: torch.Tensor
@@ -40,7 +40,7 @@ def render(out: Path, count: int, size: int, seed: int) -> None:
     """Write `count` scenes of the training styles as PNG files, and their captions in one JSON file.
 
     Raises:
-        OutputError: the folder holds something, or cannot be written.
+        OutputError: If the folder is not empty, or cannot be written.
     """
     new_folder(out)
     maker, captions = SceneMaker(size, styles=TRAIN_STYLES, seed=seed), {}
@@ -52,10 +52,10 @@ def render(out: Path, count: int, size: int, seed: int) -> None:
 
 
 def read_captions(path: Path) -> dict[str, str]:
-    """Captions by file name, as `render` writes them.
+    """Read captions by file name, as `render` writes them.
 
     Raises:
-        DensevlError: not such a file, or less than two.
+        DensevlError: If it is not such a file, or has fewer than two.
     """
     found = read_json(path, Kind("captions", DensevlError, 'write them as {"a.jpg": "a dog on grass", ...}'))
     texts = {str(name): text for name, text in found.items() if isinstance(text, str) and text.strip()}
@@ -67,10 +67,10 @@ def read_captions(path: Path) -> dict[str, str]:
 def encode(
     folder: Path, captions: Mapping[str, str], vision: Vision, words: Words
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures of a folder and their captions to (N, D) and (N, E) float32; an unreadable one is passed over.
+    """Encode pictures of a folder and their captions to (N, D) and (N, E) float32; unreadable ones are passed over.
 
     Raises:
-        ImageError: less than two can be read.
+        ImageError: If fewer than two can be read.
     """
     given, names = list(captions), []
     rows: list[torch.Tensor] = []
@@ -96,7 +96,7 @@ def read(path: Path) -> Pairs:
     """Read pairs.
 
     Raises:
-        DensevlError: another file, or damaged.
+        DensevlError: If it is another file, or damaged.
     """
     found = read_checkpoint(path)
     if "pairs" not in found.header:

@@ -1,6 +1,6 @@
-"""The training of two projectors on stored pairs, and the likeness of two towers before it.
+"""Training of two projectors on stored pairs, and the similarity of two towers before it.
 
-Shape letters: B pairs of a batch, N pairs, D and E widths of the towers.
+Shape letters: B pairs per batch, N pairs, D and E widths of the towers.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ LAYERS, WIDTH = number(int, 0, 16), number(int, 1, 16384)
 
 @dataclass(frozen=True)
 class Plan:
-    """How projectors are trained; the defaults are ShareLock's.
+    """Training settings of projectors; the defaults are ShareLock's.
 
     Attributes:
-        image_layers, text_layers: linear layers of each side; 0 keeps its vectors, and the other side has their width.
-        width: of hidden layers. joint: of the joint space where both sides have layers.
-        steps. warm_up: steps until the rate is at its highest. batch: pairs a step, at most all.
-        rate: learning rate of Adam, falling as a cosine. decay: of weights. seed: everything random follows from it.
+        image_layers, text_layers: linear layers of each side; 0 keeps its vectors, and the other side gets their width.
+        width: of hidden layers. joint: of the joint space if both sides have layers.
+        steps: of training. warm_up: steps until the peak rate. batch: pairs per step, at most all.
+        rate: learning rate of Adam, with cosine decay. decay: of weights. seed: everything random follows from it.
     """
 
     image_layers: int = option(0, "linear layers of the image side; 0 keeps its vectors", LAYERS)
@@ -45,17 +45,17 @@ class Plan:
 
 
 def contrast(image_BE: torch.Tensor, text_BE: torch.Tensor, scale: float = SCALE) -> torch.Tensor:
-    """Symmetric cross entropy of pairs against all others of the batch (CLIP), of vectors of any length."""
+    """Symmetric cross entropy of pairs against all others of the batch (CLIP), for vectors of any length."""
     logits_BB = scale * F.normalize(image_BE, dim=1) @ F.normalize(text_BE, dim=1).T
     target = torch.arange(len(logits_BB), device=logits_BB.device)
     return (F.cross_entropy(logits_BB, target) + F.cross_entropy(logits_BB.T, target)) / 2
 
 
 def projectors(image: int, text: int, plan: Plan) -> tuple[Projector, Projector]:
-    """Both sides for towers of these widths, untrained.
+    """Return both sides for towers of these widths, untrained.
 
     Raises:
-        DensevlError: no side has layers.
+        DensevlError: If no side has layers.
     """
     layers = plan.image_layers, plan.text_layers
     if layers == (0, 0):
@@ -69,10 +69,10 @@ def projectors(image: int, text: int, plan: Plan) -> tuple[Projector, Projector]
 
 
 def train(pairs: Pairs, plan: Plan) -> tuple[Joined, list[float]]:
-    """Train on stored pairs; returns the projectors in eval mode and the losses.
+    """Train on stored pairs; return the projectors in eval mode and the losses.
 
     Raises:
-        DensevlError: no side has layers, or the training diverged.
+        DensevlError: If no side has layers, or the training diverged.
     """
     torch.manual_seed(plan.seed)
     image, text = projectors(pairs.image.shape[1], pairs.text.shape[1], plan)

@@ -1,8 +1,8 @@
 """Every recipe on the rendered benchmark with "mini": python -m tools.recipes.benchmark [--images 200] [--threads 1].
 
-Scenes, vocabulary and the background's offset for each recipe are those of `tools.mini.evaluate`, so its figures return
-here. Recipes that borrow do so from "mini-sam": features, attention, and its automatic masks as regions; and once more
-from a model that knows the true outlines, which tells what is the recipe's doing and what the proxy's.
+Scenes, vocabulary and the background's offset for each recipe are those of `tools.mini.evaluate`, so its figures appear
+here too. Recipes that borrow do so from "mini-sam": features, attention, and its automatic masks as regions; and again
+from a model that knows the true outlines, which separates the effect of the recipe from that of the proxy.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from tools.render.nouns import BENCHMARK_NOUNS
 from tools.render.scenes import Scene
 
 HELD_OUT, LARGE = "twemoji", "2x sliding"
-"""The sets that are reported: scenes of one window, and of twice the side, in a style that training never saw."""
+"""The reported sets: scenes of one window, and of twice the side, in a style that training never saw."""
 TIMED = 30
-"""Scenes that the time is the median of."""
+"""Number of scenes for the median time."""
 
 
 class Bench:
@@ -63,12 +63,12 @@ class Bench:
             return {"refused": str(error)}
 
     def judged(self, recipe: Recipe, lender: Lender, parts: tuple[str, ...]) -> tuple[float, ...]:
-        """The background's offset of a recipe, and with it mIoU in per cent of some sets."""
+        """Choose the background's offset of a recipe; also return mIoU in per cent of some sets."""
         offset = best_offset(recipe, *self.read(recipe, CHOICE, lender))
         return offset, *(miou(*self.read(recipe, part, lender), offset) for part in parts)
 
     def read(self, recipe: Recipe, part: str, lender: Lender) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For every pixel: the truth (0 background), the best noun from 1, and its lead over the background, flat."""
+        """Return for every pixel truth (0 background), best noun from 1, and its lead over the background, flat."""
         classes = self.judge.text.classes
         truths, nouns, leads = [], [], []
         for first in range(0, len(self.sets[part]), BATCH):
@@ -81,7 +81,7 @@ class Bench:
         return np.concatenate(truths), np.concatenate(nouns), np.concatenate(leads)
 
     def milliseconds(self, recipe: Recipe) -> float:
-        """Median CPU time of one scene from pixels to score maps, the proxy included, masks proposed before."""
+        """Return median CPU time of one scene from pixels to score maps, with the proxy but without mask proposals."""
         spent = []
         for scene in self.sets[HELD_OUT][:TIMED]:
             self.lender.hints(recipe, [scene])
@@ -98,19 +98,19 @@ class Bench:
 
 
 def best_offset(recipe: Recipe, truth: np.ndarray, noun: np.ndarray, lead: np.ndarray) -> float:
-    """The lead a noun needs over the background, by mIoU: of `OFFSETS` for cosines, else of quantiles of the leads."""
+    """Return the lead a noun needs over the background, by mIoU: of `OFFSETS` for cosines, else of quantiles."""
     cosines = recipe.readout.cosine and recipe.spread is None
     offsets = OFFSETS if cosines else np.quantile(lead, np.linspace(0, 1, len(OFFSETS)))
     return float(max(offsets, key=lambda offset: miou(truth, noun, lead, offset)))
 
 
 def miou(truth: np.ndarray, noun: np.ndarray, lead: np.ndarray, offset: float) -> float:
-    """mIoU in per cent with background where the lead is no larger than the offset."""
+    """Return mIoU in per cent, with background where the lead does not exceed the offset."""
     return mean_iou(confusion(truth, np.where(lead > offset, noun, 0), BENCHMARK_NOUNS + 1))
 
 
 def run(bench: Bench, wanted: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Rows by recipe; each is also printed as soon as it is there."""
+    """Return rows by recipe; each is also printed as soon as it is ready."""
     rows = {}
     for name in wanted:
         rows[name] = bench.measure(name)

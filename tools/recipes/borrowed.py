@@ -1,4 +1,4 @@
-"""What recipes read besides the image: from mini-sam, or from the truth, which tells a recipe from its proxy."""
+"""Recipes' inputs besides the image: from mini-sam, or from the truth, which tells a recipe from its proxy."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tools.render.scenes import Scene
 
 MINI = "mini-sam"
 CELL = 6
-"""Pixels per cell of the true features: mini-sam has as many for a window of 96 px."""
+"""Pixels per cell of the true features; mini-sam has as many for a window of 96 px."""
 WIDTH, HEAT = 128, 20.0
-"""Of the true features; their logits as attention."""
+"""Scale of the true features' logits as attention."""
 
 
 def borrows(recipe: Recipe) -> bool:
-    """Whether a recipe reads another model's features or regions."""
+    """Tell whether a recipe reads another model's features or regions."""
     return bool(recipe.reads & {"proxy", "sam", "regions", "masks"})
 
 
 class Lender(Protocol):
-    """Gives recipes what they read."""
+    """Lends recipes their inputs."""
 
     def hints(self, recipe: Recipe, scenes: list[Scene]) -> Hints:
-        """Proxy, SAM's attention, regions or masks, as far as the recipe reads them."""
+        """Return proxy, SAM's attention, regions or masks, as far as the recipe reads them."""
 
 
 class MiniSam:
@@ -45,7 +45,7 @@ class MiniSam:
 
     @cached_property
     def proxy(self) -> Any:
-        """The proxy."""
+        """Return the proxy."""
         return self._given or load_proxy(MINI, device="cpu")
 
     def hints(self, recipe: Recipe, scenes: list[Scene]) -> Hints:
@@ -64,7 +64,7 @@ class MiniSam:
 
 
 class Truth:
-    """A model that knows exactly which object each place belongs to, and nothing else."""
+    """A model that knows exactly to which object each place belongs, and nothing else."""
 
     def hints(self, recipe: Recipe, scenes: list[Scene]) -> Hints:
         """See `Lender`."""
@@ -80,7 +80,7 @@ class Truth:
 
 
 def regions(recipe: Recipe, segments: list[Segments]) -> dict[str, torch.Tensor]:
-    """Segments as a recipe reads them: "regions", maps (B, H, W), or "masks", (B, R, H, W), some of them empty."""
+    """Return segments for a recipe: "regions", maps (B, H, W), or "masks", (B, R, H, W), some of them empty."""
     kind = next((kind for kind in ("regions", "masks") if kind in recipe.reads), None)
     if kind is None:
         return {}
@@ -90,7 +90,7 @@ def regions(recipe: Recipe, segments: list[Segments]) -> dict[str, torch.Tensor]
 
 
 def true_features(scene: Scene) -> torch.Tensor:
-    """A direction of its own for every object and for the background, mixed by area: float (WIDTH, h, w)."""
+    """Give every object and the background their own direction, mixed by area: float (WIDTH, h, w)."""
     ids = torch.from_numpy(scene.instances).long() + 1
     one_hot = F.avg_pool2d(F.one_hot(ids).permute(2, 0, 1).float(), CELL)
     directions = torch.randn(len(one_hot), WIDTH, generator=torch.Generator().manual_seed(0))

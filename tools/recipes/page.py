@@ -1,7 +1,7 @@
 """Write docs/recipes.md from the catalogue: python -m tools.recipes.page.
 
-The prose is `head.md`, `example.diff`, `example_part.diff` and `measured.md`, the measured figures are those that
-`tools.recipes.benchmark` left in docs/recipes.json; all else is what the entries say of themselves.
+The prose is `head.md`, `example.diff`, `example_part.diff` and `measured.md`. Measured figures are those that
+`tools.recipes.benchmark` wrote to docs/recipes.json; the rest comes from the entries of the catalogue.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WRAP = 110
 
 
 def page(measured: dict[str, Any]) -> str:
-    """The whole page; `measured` is what `tools.recipes.benchmark` wrote."""
+    """Return the whole page; `measured` is the output of `tools.recipes.benchmark`."""
     parts = [
         _text("head.md").replace("{diff}", _text("example.diff")).replace("{part}", _text("example_part.diff")),
         overview(),
@@ -46,7 +46,7 @@ def _text(name: str) -> str:
 
 
 def overview() -> str:
-    """All recipes as a table: what each reads, and its published figures."""
+    """Return all recipes as a table: their inputs, and their published figures."""
     lines = [
         "## Overview",
         "",
@@ -64,13 +64,13 @@ def overview() -> str:
 
 
 def figures(measured: dict[str, Any]) -> str:
-    """The measured table and what it can and cannot say."""
+    """Return the measured table and its limits."""
     counts = {"images": measured["images"], "large": round(0.3 * measured["images"]), "threads": measured["threads"]}
     return _text("measured.md").format(**counts, table=markdown(measured).rstrip())
 
 
 def section(recipe: Recipe) -> str:
-    """One recipe."""
+    """Describe one recipe."""
     lines = [f"### {recipe.name}", "", recipe.explain(), ""]
     if recipe.source:
         source = recipe.source
@@ -103,7 +103,7 @@ def _changes(changes: Mapping[str, Any]) -> str:
 
 
 def call(recipe: Recipe) -> str:
-    """The Python that makes the recipe, with the slots that are not at their defaults."""
+    """Return the Python that makes the recipe, with the slots that differ from their defaults."""
     name, *slots = recipe.code()
     if not slots:
         return f"Recipe({name})"

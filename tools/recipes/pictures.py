@@ -1,8 +1,8 @@
-"""Write docs/recipes.jpg, what each recipe does to one scene: python -m tools.recipes.pictures [--scene 0].
+"""Write docs/recipes.jpg, the effect of each recipe on one scene: python -m tools.recipes.pictures [--scene 0].
 
 A scene of twice the side from `tools.recipes.benchmark`, in a style that `mini` never saw. All 20 nouns compete, and
-the lead that a noun needs over the background is the one measured for the recipe (docs/recipes.json). What recipes
-borrow comes from `mini-sam`. Titles have the recipe's mIoU over all scenes of that size.
+the lead that a noun needs over the background is the one measured for the recipe (docs/recipes.json). Borrowed inputs
+come from `mini-sam`. Titles have the recipe's mIoU over all scenes of that size.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLUMNS, WIDTH, SCENES = 6, 1320, 20
 
 
 def main() -> None:
-    """Segment the scene by every recipe that was measured, and lay the overlays out, the best first."""
+    """Segment the scene by every measured recipe, and tile the overlays, best first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scene", type=int, default=0, help=f"which of {SCENES}")
     chosen = parser.parse_args().scene

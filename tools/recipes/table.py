@@ -7,12 +7,12 @@ from typing import Any
 from densevl.recipes import names
 
 BASELINE = "maskclip"
-"""Recipes above it are marked."""
+"""Recipes above this one's mIoU are marked."""
 COLUMNS = ("recipe", "mIoU", f"above `{BASELINE}`", "ms/image", "twice the side", "true outlines")
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The table, in the catalogue's order; recipes that beat the baseline are marked."""
+    """Return the table, in the catalogue's order; recipes that beat the baseline are marked."""
     rows = {name: result["recipes"][name] for name in names() if name in result["recipes"]}
     bar = rows.get(BASELINE, {}).get("miou", float("inf"))
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]

@@ -31,7 +31,7 @@ FOREIGN = re.compile(r"<(image|script|foreignObject)\b|href\s*=\s*[\"'](?!#)", r
 
 
 class ArtError(DensevlError):
-    """The icon sets cannot be fetched, are not what was pinned, or cannot be rendered."""
+    """The icon sets cannot be fetched, differ from the pinned ones, or cannot be rendered."""
 
 
 @dataclass(frozen=True)

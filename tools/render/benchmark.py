@@ -1,4 +1,4 @@
-"""Writes the rendered benchmark: scenes with labels, instances and panoptic maps, and surfaces in MVTec's layout."""
+"""Write the rendered benchmark: scenes with labels, instances and panoptic maps, and surfaces in MVTec's layout."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHIPPED = "shipped"
 
 @dataclass(frozen=True)
 class Plan:
-    """How much to write. The defaults are the benchmark; tests write less.
+    """The size of the benchmark. Tests write less than the defaults.
 
     Attributes:
         size: side of a scene in pixels; the large scenes have twice that.
@@ -162,12 +162,12 @@ def write(
     Args:
         root: a folder that is new or empty.
         style: "shipped" for the training-licence art, the name of one style of `art.STYLES`, or a `SpriteBook`.
-        plan: how much; the default is the whole benchmark.
+        plan: its size; the default is the whole benchmark.
         folder: the art cache; the default is `art.default_folder()`.
 
     Raises:
-        OutputError: the folder holds something already.
-        art.ArtError: the art cannot be had.
+        OutputError: If the folder is not empty.
+        art.ArtError: If the art is unavailable.
     """
     plan = plan or Plan()
     if root.exists() and any(root.iterdir()):
@@ -214,7 +214,7 @@ def write(
 
 
 def _book(style: str | SpriteBook, size: int, folder: Path | None) -> tuple[SpriteBook, list[dict[str, Any]]]:
-    """Return the drawings of a style choice and where they come from."""
+    """Return the drawings of a style choice and their sources."""
     if isinstance(style, SpriteBook):
         return style, []
     names = art.TRAIN_STYLES if style == SHIPPED else (style,)

@@ -1,4 +1,4 @@
-"""Textures without a name, each of its own structure and colours, drawn without end: `free` is a `Maker`.
+"""Textures without a name, each with its own structure and colours, in endless variety: `free` is a `Maker`.
 
 They keep a model from learning which nouns go with which of the few named textures. None is made by a generator of
 `materials`, so a held-out pair of a noun and a named texture stays unseen.

@@ -39,7 +39,7 @@ def noise(rng: np.random.Generator, side: int, slope: float, stretch: float = 1.
 
 
 def grid(side: int, unit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of every pixel in pattern units (pixels of a 64-px scene): two float32 (side, side)."""
+    """Return row and column of every pixel in pattern units (pixels of a 64-px scene): two float32 (side, side)."""
     line = np.arange(side, dtype=np.float32) / unit
     return line[:, None].repeat(side, 1), line[None].repeat(side, 0)
 

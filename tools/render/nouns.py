@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 BENCHMARK_NOUNS = 20
-"""The first so many nouns are the classes of the rendered benchmark."""
+"""The classes of the rendered benchmark are the first of this number."""
 HASHES, HELD_OUT = 10, 0
 """How many values the hash of a pair takes, and the one whose pairs are held out."""
 
@@ -41,7 +41,7 @@ def with_article(phrase: str) -> str:
 
 
 def is_plural(phrase: str) -> bool:
-    """Whether the head of a phrase is a plural: "grapes", but not "bus", "glass" or "bunch of grapes"."""
+    """Tell whether the head of a phrase is a plural: "grapes", but not "bus", "glass" or "bunch of grapes"."""
     head = phrase.split(" of ")[0]
     return head.endswith("s") and not head.endswith(("ss", "us"))
 
@@ -54,10 +54,10 @@ def listed(phrases: Sequence[str]) -> str:
 
 @cache
 def pair_hash(first: str, second: str) -> int:
-    """The hash of two names (noun and noun, or noun and texture) in either order: 0 to `HASHES` - 1."""
+    """Hash two names (noun and noun, or noun and texture) in either order: 0 to `HASHES` - 1."""
     return zlib.crc32("|".join(sorted((first, second))).encode()) % HASHES
 
 
 def is_held_out(first: str, second: str) -> bool:
-    """Whether two names never meet in training."""
+    """Tell whether two names never meet in training."""
     return pair_hash(first, second) == HELD_OUT

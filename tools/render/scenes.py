@@ -31,7 +31,7 @@ AGAIN = 0.1
 
 @dataclass(frozen=True)
 class Scene:
-    """A rendered image and everything that is known about it.
+    """A rendered image with its full ground truth.
 
     Attributes:
         image: uint8 (S, S, 3), RGB.

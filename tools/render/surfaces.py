@@ -15,13 +15,13 @@ from .scenes import Scene
 from .textures import UNNAMED, TextureBook, all_textures, texture_of
 
 TRAIN_DEFECTS = tuple(d for d in DEFECTS if d != "crack")
-"""What training may see; cracks stay unseen until the evaluation."""
+"""The kinds of damage in training; cracks stay unseen until the evaluation."""
 NO_SURFACE = frozenset({"sky", "water", "night sky"})
 """Textures that nothing can scratch."""
 FINE = 4
 """Damage is drawn this much finer than the pixels and averaged down."""
 COVERED = 0.3
-"""A pixel counts as damaged from this coverage on; lines are about one pixel wide."""
+"""A pixel counts as damaged above this coverage; lines are about one pixel wide."""
 
 
 def _walk(rng: np.random.Generator, side: int, length: float, steps: int, bendy: float) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""The documentation site: `build` writes it, `pages` says what is on it, `links` reads it again."""
+"""The documentation site: `build` writes it, `pages` defines its pages, `links` checks them."""

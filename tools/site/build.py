@@ -1,7 +1,7 @@
 """Build the documentation site into build/site: python -m tools.site.build --zensical PROGRAM, as `make docs` does.
 
-Zensical reads the code without running it, so it needs neither torch nor densevl, and has an environment of its own.
-The pages are written by this one, which has both.
+Zensical reads the code without running it, so it needs neither torch nor densevl, and has its own environment. The
+pages are written by this environment, which has both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Links of the built site: every page, picture and heading that a page of it names is there."""
+"""Check that every page, picture and heading to which the built site links exists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import unquote, urldefrag
 
 
 class _Page(HTMLParser):
-    """What a page links to, and the anchors that it has."""
+    """Collects a page's links and anchors."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -17,14 +17,14 @@ class _Page(HTMLParser):
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Keep what the tag names and what it is named."""
+        """Keep the tag's links and its own name."""
         of = dict(attrs)
         self.anchors.update(name for name in (of.get("id"), of.get("name")) if name)
         self.links += [link for link in (of.get("href") if tag in ("a", "link") else of.get("src"),) if link]
 
 
 def broken(site: Path) -> list[str]:
-    """What the pages of a site link to and is not there, a line each; addresses elsewhere are not asked."""
+    """Return the broken links within a site, one per line; external addresses are not checked."""
     pages = {path: _Page(path) for path in sorted(site.rglob("*.html")) if path.name != "404.html"}
     found = []
     for path, page in pages.items():

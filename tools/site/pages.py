@@ -1,4 +1,4 @@
-"""The pages of the site: those of docs/, those of the root, and references that are written from the code."""
+"""The pages of the site: those of docs/, those of the root, and references generated from the code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OF_THE_ROOT = {
     "SECURITY.md": "security.md",
     "CONTRIBUTING.md": "contributing.md",
 }
-"""Files beside docs/, and the pages that they become."""
+"""Files outside docs/, and the pages that they become."""
 PICTURES = (".jpg", ".png", ".svg")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)|(!\[[^\]]*\]\()([^)\s]+)\)")
 LINE_OF_LIST = re.compile(r"(?m)^(?![-*|] |\d+\. |\s*$)(.+)\n(?=(?:[-*] |\d+\. ))")
@@ -35,13 +35,13 @@ REFERENCES = {
     "explanations": "Explainer PatchMap HeadMaps PairMap",
     "models": "load_backbone load_proxy Recipe LabelSet TextOptions Descriptors keep_memory DensevlError",
 }
-"""The names of `densevl` by page, the one that most people want first."""
+"""The names of `densevl` by page, the most used first."""
 MODULES = ("kernels", "inference", "images", "integrations", "evaluation", "errors")
-"""Modules whose public names are a page of their own."""
+"""Modules whose public names get their own page."""
 
 
 def write(folder: Path) -> None:
-    """Write the Markdown of all pages, and the pictures they show, to a new folder."""
+    """Write the Markdown of all pages, and their pictures, to a new folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for path in sorted((ROOT / "docs").iterdir()):
@@ -58,7 +58,7 @@ def write(folder: Path) -> None:
 
 
 def _page(path: Path) -> str:
-    """A page with its links as they are on the site; a link to a file that is not on it becomes the file's name."""
+    """Adapt a page's links to the site; a link to a file outside it becomes the file's name."""
 
     def moved(found: re.Match[str]) -> str:
         if found[4]:
@@ -70,7 +70,7 @@ def _page(path: Path) -> str:
 
     text = path.read_text(encoding="utf-8")
     parts = re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)
-    # A list that follows its sentence without a blank line is a list on most sites that show Markdown, not on this one.
+    # Most renderers of Markdown, but not this one, accept a list after its sentence without a blank line.
     return "".join(
         part if index % 2 else LINE_OF_LIST.sub(r"\1\n\n", LINK.sub(moved, part)) for index, part in enumerate(parts)
     )
@@ -89,14 +89,14 @@ def _target(path: Path, link: str) -> str | None:
 
 
 def commands() -> str:
-    """The reference of the command line, from what `--help` says."""
+    """Return the reference of the command line, from `--help`."""
     command = get_command(app)
     text = get_docs_for_click(obj=command, ctx=Context(command), name="densevl")
     return "# Command line\n\n" + re.sub(r"(?m)^(#+) `", r"\1# `", text)
 
 
 def references() -> dict[str, str]:
-    """The pages of the API, by name."""
+    """Return the pages of the API, by name."""
     found, of = {}, public()
     for page, names in REFERENCES.items():
         parts = [
@@ -107,7 +107,7 @@ def references() -> dict[str, str]:
 
 
 def public() -> dict[str, str]:
-    """Where the names of `densevl` come from: module, without the package, by name; modules left out."""
+    """Return where the names of `densevl` come from: module, without the package, by name; modules are left out."""
     tree = ast.parse(Path(densevl.__file__).with_suffix(".pyi").read_text())
     origins: dict[str, list[str]] = defaultdict(list)
     for node in tree.body:
