@@ -85,7 +85,7 @@ def largest_box(truth: np.ndarray) -> dict[str, list[int]]:
 
 
 def measure(segment: Segmenter, chosen: Sequence[Pair], boxed: bool = False) -> dict[str, np.ndarray]:
-    """Return the confusion (21, 21) per question, truth by row, background last; `boxed`: its largest class has a box."""
+    """Return the confusion (21, 21) per question, truth by row, background last; `boxed`: give a box too."""
     counts = {question: np.zeros((len(NAMES) + 1,) * 2, np.int64) for question in QUESTIONS}
     for pair in chosen:
         truth = np.array(Image.open(pair[1])).astype(np.int64)
