@@ -2,6 +2,7 @@
 
     python tools/bench.py --only protocol      # the papers' protocol against bare passes, and its memory
     python tools/bench.py --model photo+vit    # a 448 x 448 photo
+    python tools/bench.py --threads 2          # elapsed time of a pass on two threads, as a share of that on one
     python tools/bench.py --peers --write      # the tower against open_clip, OpenVINO and ONNX Runtime (extra "bench")
 
 Parts: protocol, vocabulary (1 to 1,000 labels), plans (windows and precisions), recipes (every one that borrows
@@ -36,6 +37,7 @@ from densevl.benchmarking.random_model import random_model  # noqa: E402
 from densevl.devices import keep_memory  # noqa: E402
 from densevl.recipes import get, names  # noqa: E402
 from densevl.recipes.blocks import as_trained  # noqa: E402
+from tools.peers import embedding  # noqa: E402
 from tools.peers import peers as compared  # noqa: E402
 from tools.speed_page import update  # noqa: E402
 
@@ -93,6 +95,23 @@ def compiled(backbone: Backbone, rounds: int, batch: int = 4) -> dict[str, Any]:
     return {"batch": batch, "compiling": compiling, **medians(calls, rounds, backbone.device)}
 
 
+def on_threads(count: int, rounds: int) -> Iterator[dict[str, Any]]:
+    """Elapsed seconds of an image embedding of six windows on one thread and on `count`, the least of each."""
+    backbone = random_model(ARCH)
+    pixels = torch.randn(6, 3, 224, 224)
+    for precision in ("float32", "float32-packed", "int8"):
+        run = embedding(backbone if precision == "float32" else backbone.at_precision(precision), pixels)
+        taken: dict[int, list[float]] = {1: [], count: []}
+        for _ in range(1 + rounds):  # the first is not counted
+            for threads, own in taken.items():
+                torch.set_num_threads(threads)
+                started = time.perf_counter()
+                run()
+                own.append(time.perf_counter() - started)
+        one, shared = (min(own[1:]) for own in taken.values())
+        yield {"precision": precision, "threads": count, "one": one, "shared": shared, "ratio": shared / one}
+
+
 def bench_photo(name: str, rounds: int) -> dict[str, Any]:
     """Time a model of photos on a 448 x 448 photo with five labels, text cached."""
     import densevl
@@ -116,6 +135,7 @@ def main() -> None:
     parser.add_argument("--model", choices=("random", "photo", "photo+vit", "photo+vit28"), default="random")
     parser.add_argument("--only", type=lambda words: words.split(","), default=list(PARTS))
     parser.add_argument("--peers", action="store_true", help="against other libraries, and nothing else")
+    parser.add_argument("--threads", type=int, help="elapsed time on so many threads, and nothing else")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="update docs/speed.json and docs/speed.md")
     options = parser.parse_args()
@@ -123,6 +143,10 @@ def main() -> None:
     keep_memory()
     if options.model != "random":
         print(json.dumps(bench_photo(options.model, options.rounds), indent=2))
+        return
+    if options.threads:
+        for row in on_threads(options.threads, options.rounds):
+            print(json.dumps(row), flush=True)
         return
     if options.peers:
         peers = compared(options.rounds)
