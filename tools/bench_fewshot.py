@@ -295,6 +295,7 @@ def main() -> None:
     every = [*VOCABULARIES, *REAL]
     parser.add_argument("--vocabularies", nargs="+", default=every, choices=every)
     parser.add_argument("--shots", nargs="+", type=int, default=list(SHOTS), help="examples of each noun, ascending")
+    parser.add_argument("--pool", type=int, help="of each noun to choose from; default the most shots")
     parser.add_argument("--without", action="store_true", help="examples of every second noun only")
     parser.add_argument("--unlabelled", action="store_true", help="pseudo labels and a memory, on images")
     parser.add_argument("--threads", type=int, default=1)
@@ -309,7 +310,7 @@ def main() -> None:
     before = with_projection(backbone, torch.eye(len(projection)))
     result: dict[str, Any] = {}
     for vocabulary in given.vocabularies:
-        pictures = pictures_of(vocabulary, given.shots[-1])
+        pictures = pictures_of(vocabulary, given.pool or given.shots[-1])
         for level in given.levels:
             dense = level in ("pixel", "ground")
             if (given.without and dense) or ((given.unlabelled or vocabulary in REAL) and level != "image"):

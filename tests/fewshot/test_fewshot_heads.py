@@ -148,30 +148,31 @@ def test_gda_without_words_is_linear_discriminant_analysis() -> None:
     assert (head.logits(query).argmax(dim=1).numpy() == lda.predict(query.numpy())).mean() == 1
 
 
-def test_gda_is_the_papers_formula() -> None:
+@pytest.mark.parametrize("ridge", [None, 0.2])
+def test_gda_is_the_papers_formula(ridge) -> None:
     x, means = FEATURES.double(), torch.stack([FEATURES[c == LABELS].double().mean(dim=0) for c in range(C)])
     covariance = (x - means[LABELS]).mT @ (x - means[LABELS]) / (len(x) - 1)
-    p = D * torch.linalg.pinv((len(x) - 1) * covariance + covariance.trace() * torch.eye(D))
+    share = 1 if ridge is None else ridge * (len(x) - 1) / D
+    p = D * torch.linalg.pinv((len(x) - 1) * covariance + share * covariance.trace() * torch.eye(D))
     added = QUERY.double() @ p @ means.mT - (means @ p * means).sum(dim=1) / 2
     direct = SCALE * QUERY.double() @ TEXT.double().mT + 0.3 * added
-    found = Gda(alpha=0.3).fit(FEATURES, LABELS, TEXT, scale=SCALE).logits(QUERY)
+    found = Gda(alpha=0.3, ridge=ridge).fit(FEATURES, LABELS, TEXT, scale=SCALE).logits(QUERY)
     close(found.softmax(dim=1), direct.softmax(dim=1).float())
 
 
-@pytest.mark.parametrize("floor", [0.0, 0.1])
+@pytest.mark.parametrize(("floor", "ridge"), [(0.0, None), (0.1, None), (0.0, 0.2)])
 @pytest.mark.parametrize("counts", [(6, 6, 6, 6, 6), (1, 2, 5, 3, 0)])
-def test_leaving_one_out_of_gda_equals_fitting_without_it(floor, counts) -> None:
+def test_leaving_one_out_of_gda_equals_fitting_without_it(floor, ridge, counts) -> None:
     kept = torch.cat([(c == LABELS).nonzero().flatten()[:count] for c, count in enumerate(counts)])
     weights = torch.linspace(0.7, 1.0, len(kept))
     samples = Samples.check(FEATURES[kept], LABELS[kept], weights, C)
-    head = Gda(alpha=1.0, floor=floor).fit(samples.features, samples.labels, TEXT, scale=SCALE, weights=weights)
-    judged, usable = leave_one_out(head.moments, samples, floor)
+    own = {"alpha": 1.0, "floor": floor, "ridge": ridge}
+    head = Gda(**own).fit(samples.features, samples.labels, TEXT, scale=SCALE, weights=weights)
+    judged, usable = leave_one_out(head.moments, samples, floor, ridge)
     assert usable.tolist() == [counts[label] > 1 for label in samples.labels.tolist()]
     for index in usable.nonzero().flatten().tolist():
         rest = torch.arange(len(kept)) != index
-        alone = Gda(alpha=1.0, floor=floor).fit(
-            samples.features[rest], samples.labels[rest], TEXT, scale=SCALE, weights=weights[rest]
-        )
+        alone = Gda(**own).fit(samples.features[rest], samples.labels[rest], TEXT, scale=SCALE, weights=weights[rest])
         words = SCALE * samples.features[index : index + 1] @ TEXT.mT
         fast = settle(words + judged[index : index + 1].float(), words, alone.seen)
         assert torch.allclose(fast, alone.logits(samples.features[index : index + 1]), atol=1e-3)
@@ -179,7 +180,7 @@ def test_leaving_one_out_of_gda_equals_fitting_without_it(floor, counts) -> None
 
 @pytest.mark.parametrize("name", ["gda", "tip"])
 def test_alpha_is_what_refitting_without_each_example_would_choose(name) -> None:
-    fixed = {"beta": 4.0, "whiten": False} if name == "tip" else {}
+    fixed = {"beta": 4.0, "whiten": False} if name == "tip" else {"ridge": 0.3}
     chosen = make(name, **fixed).fit(FEATURES, LABELS, TEXT, scale=SCALE).found["alpha"]
     step = STEPS[2] / STEPS[1]
     alphas = ALPHAS if name == "gda" else [0.0, *(chosen * step**power for power in range(-4, 5))]
@@ -368,7 +369,7 @@ def test_unusable_examples_are_refused_in_one_line(case) -> None:
 
 SETTINGS = [
     ("gdp", {}, "closest: gda"),
-    ("gda", {"alfa": 1}, r"no setting 'alfa' \(closest: alpha\); it has alpha, floor"),
+    ("gda", {"alfa": 1}, r"no setting 'alfa' \(closest: alpha\); it has alpha, floor, ridge"),
     ("nearest", {"alpha": 1}, "it has whiten"),
     ("tip", {"whiten": 1}, "true or false"),
     ("gda", {"alpha": "abc"}, "alpha is a number of 0 or more, at most 1,000,000, not 'abc'"),

@@ -145,3 +145,20 @@ def test_tips_settings_are_those_under_which_left_out_folds_are_most_probable() 
 
     assert chosen > 0
     assert likelihood(chosen) > max(likelihood(1.4 * chosen), likelihood(chosen / 1.4))
+
+
+def test_gda_takes_a_smaller_ridge_where_left_out_examples_are_more_probable_then() -> None:
+    features, labels = draw(3)
+    query, truth = draw(30, seed=5)
+    auto = build("gda").fit(features, labels, TEXT, scale=SCALE)
+    assert auto.found["ridge"] == RIDGE
+
+    def likelihood(head) -> float:
+        return float(head.logits(query).log_softmax(1).gather(1, truth[:, None]).mean())
+
+    paper = build("gda", alpha=auto.found["alpha"]).fit(features, labels, TEXT, scale=SCALE)
+    assert likelihood(auto) > likelihood(paper)
+    again = restore(*auto.state())
+    assert torch.equal(again.logits(query), auto.logits(query))
+    single = build("gda").fit(*draw(1), TEXT, scale=SCALE)
+    assert "ridge" not in single.found

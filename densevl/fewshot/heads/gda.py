@@ -2,7 +2,9 @@
 
     P = D (S + ridge I)^-1,   ridge = tr(S) / (N - 1),   logit_c = scale f.w_c + alpha (f.P mu_c - mu_c.P mu_c / 2)
 
-S is the scatter within classes. Classes are taken to be equally frequent. Shape letters: N samples, C classes, D width.
+S is the scatter within classes. The paper's ridge is many times the mean variance where examples are few, so a tenth of
+that variance stands in for it where left-out examples are more probable then. Classes are taken to be equally frequent.
+Shape letters: N samples, C classes, D width.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from densevl.fewshot.head import Head, Samples
 from densevl.fewshot.heads.moments import NONE, Moments
 from densevl.fewshot.settings import Rule
 
+RIDGES = (None, 0.1)
+"""That are tried: the paper's, and a share of the mean variance."""
 ALPHAS = (0.0, *torch.logspace(-4, 2, 37).tolist())
 
 
@@ -27,10 +31,14 @@ class Gda(Head):
 
     name: ClassVar[str] = "gda"
     adds: ClassVar[bool] = True
-    rules: ClassVar[Mapping[str, Rule]] = {"alpha": Rule(optional=True), "floor": Rule()}
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "alpha": Rule(optional=True),
+        "floor": Rule(),
+        "ridge": Rule(above=True, optional=True),
+    }
     moments: Moments
 
-    def __init__(self, alpha: float | None = None, floor: float = 0.0) -> None:
+    def __init__(self, alpha: float | None = None, floor: float = 0.0, ridge: float | None = None) -> None:
         """Settings.
 
         Args:
@@ -38,15 +46,17 @@ class Gda(Head):
                 1024, evenly spread ones), anew with every `partial_fit`.
             floor: further ridge, as a share of the mean variance. The paper's ridge fades as examples grow many; where
                 they are not independent, as places of one image, it should not.
+            ridge: in place of the paper's, as a share of the mean variance, above 0. None takes the paper's, or a tenth
+                where that is better by the examples on which alpha is chosen.
 
         Raises:
             ModelError: out of range.
         """
-        super().__init__(alpha=alpha, floor=floor)
-        self.alpha, self.floor = alpha, floor
+        super().__init__(alpha=alpha, floor=floor, ridge=ridge)
+        self.alpha, self.floor, self.ridge = alpha, floor, ridge
 
     def settings(self) -> dict[str, Any]:
-        return {"alpha": self.alpha, "floor": self.floor}
+        return {"alpha": self.alpha, "floor": self.floor, "ridge": self.ridge}
 
     def remove(self, features_ND: Any, labels_N: Any, *, weights: Any = None) -> Self:
         """Forget examples that were learned, arguments as `fit`; alpha stays.
@@ -111,10 +121,14 @@ class Gda(Head):
         if not moments.has_spread(trace):  # one example, or copies of it
             self.weight, self.bias = torch.zeros_like(self.text), torch.zeros_like(self.text[:, 0])
             return
-        ridge = trace / (moments.counts.sum() - 1).clamp(min=1) + self.floor * trace / width
+        ridge = _ridge(trace, moments.counts.sum(), width, self.floor, self._ridge)
         factor = torch.linalg.cholesky(scatter + ridge * torch.eye(width).to(scatter))
         weight = width * torch.cholesky_solve(means.mT, factor).mT
         self.weight, self.bias = weight.to(self.text), (-(weight * means).sum(dim=1) / 2).to(self.text)
+
+    @property
+    def _ridge(self) -> float | None:
+        return self.found.get("ridge", self.ridge)
 
     def _judge(self, unit_ND: torch.Tensor, words_NC: torch.Tensor) -> torch.Tensor:
         return words_NC + self.found["alpha"] * (unit_ND @ self.weight.mT + self.bias)
@@ -126,19 +140,24 @@ class Gda(Head):
         some = spread(len(samples)).to(samples.labels.device)
         samples = Samples(samples.features[some], samples.labels[some], samples.weights[some])
         words = self.scale * samples.features @ self.text.mT
+        self.found.pop("ridge", None)
+        tried = RIDGES if self.ridge is None else (self.ridge,)
+        loose = {ridge: leave_one_out(self.moments, samples, self.floor, ridge) for ridge in tried}
         left = self.moments.counts[samples.labels] - samples.weights > NONE
-        judged, usable = leave_one_out(self.moments, samples, self.floor)
-        left &= usable
+        for _, usable in loose.values():
+            left = left & usable
 
-        def candidates() -> Iterator[tuple[float, torch.Tensor]]:
-            for alpha in ALPHAS:
-                yield alpha, (words + alpha * judged)[left]
+        def candidates() -> Iterator[tuple[tuple[float | None, float], torch.Tensor]]:
+            for ridge, (judged, _) in loose.items():
+                for alpha in ALPHAS:
+                    yield (ridge, alpha), (words + alpha * judged)[left]
 
         chosen = best(candidates(), words[left], self.seen, samples.labels[left]) if left.any() else None
-        if chosen is None:
-            gain = samples.features @ self.weight.mT + self.bias
-            chosen = equal_say(words, gain, samples.labels, self.seen)
-        self.found["alpha"] = chosen
+        if chosen is not None and chosen[0] is not None:
+            self.found["ridge"] = chosen[0]
+        self._take(self.moments)
+        gain = samples.features @ self.weight.mT + self.bias
+        self.found["alpha"] = equal_say(words, gain, samples.labels, self.seen) if chosen is None else chosen[1]
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {name: getattr(self.moments, name) for name in ("counts", "sums", "gram")}
@@ -176,11 +195,19 @@ class _Spectrum:
         return (x_ND * self.a_ND * self.u_ND).sum(dim=1, keepdim=True)
 
 
-def leave_one_out(moments: Moments, samples: Samples, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _ridge(trace: torch.Tensor, count: torch.Tensor, width: int, floor: float, share: float | None) -> torch.Tensor:
+    """Of scatter of such a trace, over so many examples."""
+    own = trace / (count - 1).clamp(min=1) if share is None else share * trace / width
+    return own + floor * trace / width
+
+
+def leave_one_out(
+    moments: Moments, samples: Samples, floor: float, ridge: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What each sample adds to the logits of all classes when the moments do not hold it.
 
     Args:
-        moments: that hold the samples. floor: as `Gda`.
+        moments: that hold the samples. floor: as `Gda`. ridge: a share of the mean variance; None is the paper's.
 
     Returns:
         (N, C) float64, f.P mu_c - mu_c.P mu_c / 2 of the others; and (N,) bool, false where that cannot be said: the
@@ -198,7 +225,7 @@ def leave_one_out(moments: Moments, samples: Samples, floor: float) -> tuple[tor
     k_N1 = n_N1 * w_N1 / left_N1
     trace_N1 = values.sum() - k_N1 * (u_ND**2).sum(dim=1, keepdim=True)
     usable &= moments.has_spread(trace_N1[:, 0])
-    ridge_N1 = trace_N1 / (moments.counts.sum() - w_N1 - 1).clamp(min=1) + floor * trace_N1 / width
+    ridge_N1 = _ridge(trace_N1, moments.counts.sum() - w_N1, width, floor, ridge)
     a_ND = 1 / (values + ridge_N1.clamp(min=1e-12 * float(values.sum()) + 1e-300))
     shrink_N1 = 1 - k_N1 * (u_ND**2 * a_ND).sum(dim=1, keepdim=True)
     p = _Spectrum(a_ND, u_ND, k_N1 / shrink_N1.clamp(min=1e-12))
