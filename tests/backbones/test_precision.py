@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import test_towers
@@ -18,6 +19,7 @@ from densevl.backbones import Backbone, precision
 from densevl.backbones.lowered import linears
 from densevl.backbones.lowered.linears import BFloat16Linear, Int8Linear
 from densevl.backbones.lowered.packed import PackedLinear
+from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.precision import PRECISIONS
 from densevl.backbones.projected.projection import projection_of, with_projection
 from densevl.errors import ModelError, OptionError
@@ -85,10 +87,16 @@ def test_zeros_and_no_bias_stay_finite(make, bias) -> None:
     assert torch.equal(layer(torch.zeros(2, 8)), torch.zeros(2, 4) if given is None else layer(torch.ones(2, 8)))
 
 
+@cache
+def tower(name: str) -> OpenClipBackbone:
+    """Made once for all precisions: to lower a model leaves it as it is, which is tested."""
+    return test_towers._build(name)
+
+
 @pytest.mark.parametrize("lowered", LOWERED)
 @pytest.mark.parametrize("name", test_towers.TAKEN_APART)
 def test_every_tower_of_blocks_runs_lowered(name, lowered) -> None:
-    backbone = test_towers._build(name)
+    backbone = tower(name)
     pixels = test_towers._pixels(backbone)
     before = copy.deepcopy(backbone._model.state_dict())
     low = backbone.at_precision(lowered)

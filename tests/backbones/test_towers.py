@@ -344,7 +344,7 @@ def test_no_architecture_of_open_clip_names_a_tower_that_is_not_tried_here() -> 
 def test_any_recipe_runs_or_says_why(backbones, name, recipe) -> None:
     """Rotary positions, towers without CLS and pooled read-outs: no recipe may assume OpenAI's tower."""
     backbone = backbones[name]
-    pixels = _pixels(backbone, (3, 4))
+    pixels = _pixels(backbone, (3, 4), batch=1)
     given = hints(recipe, pixels, backbone.embed_dim, backbone.patch_size)
     refused = "blocks.*, the tower has|works with the CLS token|split the CLS token|paired heads"
     try:

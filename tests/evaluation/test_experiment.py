@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -163,15 +164,28 @@ def test_a_config_is_evaluated_from_the_command_line(scenes, tmp_path) -> None:
     assert _run(*arguments, "--limit", "3", "--fresh").exit_code == 0
 
 
-@pytest.mark.parametrize(
-    "tool", [[str(ROOT / "tools/test.py")], ["-m", "densevl", "eval", "run"]], ids=["tool", "module"]
-)
-def test_torchrun_and_one_process_write_the_same_report(tool, scenes, tmp_path) -> None:
+def test_the_tool_of_mmsegmentations_name_is_the_command(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["test.py", "voc2"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(ROOT / "tools/test.py"), run_name="__main__")
+    assert "no dataset 'voc2' (closest: voc21" in " ".join(capsys.readouterr().err.split())
+
+
+def test_torchrun_and_one_process_write_the_same_report(scenes, tmp_path) -> None:
     common = ["--threads", "1", "--set", "dataset=folder", "--set", f"root={scenes}"]
     done = _run(RENDERED, "--out", str(tmp_path / "one"), *common)
     assert done.exit_code == 0, done.output
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *tool]
-    command = [*torchrun, RENDERED, "--out", str(tmp_path / "two"), "--launcher", "pytorch", *common]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [
+        *torchrun,
+        str(ROOT / "tools/test.py"),
+        RENDERED,
+        "--out",
+        str(tmp_path / "two"),
+        "--launcher",
+        "pytorch",
+        *common,
+    ]
     both = subprocess.run(command, check=False, capture_output=True, text=True, timeout=250)
     assert both.returncode == 0, both.stderr
     facts = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
