@@ -77,12 +77,12 @@ def test_what_a_file_must_not_say_is_one_line(told, text, said) -> None:
         (
             '[classify]\nlabels = "cat"',
             ["classify", SCENE, "--head", "x"],
-            r"leave --labels out \(it stands in .*c.toml'\)",
+            r"leave --labels out \(it is set in .*c.toml'\)",
         ),
         (
             '[segment]\nlabels = "cat"',
             ["segment", SCENE, "--head", "x"],
-            r"leave --labels out \(it stands in .*c.toml'\)",
+            r"leave --labels out \(it is set in .*c.toml'\)",
         ),
         ("[segment]\nsheet = true", ["segment", SCENE, "--head", "x", "--labels", "cat"], "leave --labels out$"),
     ],

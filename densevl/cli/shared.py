@@ -31,7 +31,7 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 _OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 _configured: ContextVar[tuple[str, set[str]] | None] = ContextVar("configured", default=None)
-"""The file of --config, and the options whose values stand in it."""
+"""The file of --config, and the options whose values are in it."""
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -99,20 +99,20 @@ def warn(text: str) -> None:
 
 
 def configured_by(path: str | None) -> None:
-    """Begin a command whose defaults come from a file, or from none."""
+    """Start a command whose defaults come from a file, or from none."""
     _configured.set(None if path is None else (path, set()))
 
 
 def from_config(option: str) -> None:
-    """Note that the value of an option stands in the file of --config."""
+    """Record that the value of an option comes from the file of --config."""
     if (known := _configured.get()) is not None:
         known[1].add(option)
 
 
 def where(*options: str) -> str:
-    """For a message about options: that one of them stands in the file of --config; "" if none does."""
+    """Return a suffix for a message about options: that one of them is in the file of --config; "" if none is."""
     known = _configured.get()
-    return "" if known is None or known[1].isdisjoint(options) else f" (it stands in {shown(known[0])})"
+    return "" if known is None or known[1].isdisjoint(options) else f" (it is set in {shown(known[0])})"
 
 
 class OneLineGroup(TyperGroup):

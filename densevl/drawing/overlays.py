@@ -197,7 +197,7 @@ def _paste_swatch(legend: Image.Image, colour: Colour | None, size: int, left: i
 
 
 def percent(share: float) -> str:
-    """A share, 0..1, in per cent, as legends have it."""
+    """Format a share, 0..1, in per cent for legends."""
     if share < 0.001:
         return "<0.1%"
     return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}"

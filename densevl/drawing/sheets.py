@@ -14,15 +14,15 @@ from densevl.drawing.text import Line, line
 from densevl.errors import DensevlError
 
 Key = Sequence[tuple[str, Colour | None]]
-"""What stands under a picture of a sheet: names, each with its colour on the picture."""
+"""The text below a picture of a sheet: names, each with its colour on the picture."""
 GROUND: Colour = (241, 243, 245)
-"""Of a cell beside a picture that does not fill it."""
+"""Fill of a cell beside a picture that is smaller than it."""
 FLAT, TALL = 0.5, 1.35
-"""The least and the largest height of a cell, in widths."""
+"""Smallest and largest height of a cell, in widths."""
 ENLARGED = 2.0
-"""A picture is enlarged at most so many times."""
+"""Largest magnification of a picture."""
 LINES = 2
-"""Of a key."""
+"""Maximum number of lines of a key."""
 MOST_BYTES = 1_000_000
 QUALITY = 85
 
@@ -90,7 +90,7 @@ def contact_sheet(
 
 
 def encode_sheet(sheet: UInt8Array, most: int = MOST_BYTES) -> bytes:
-    """A sheet, uint8 RGB (H, W, 3), as the bytes of a JPEG file: smaller and smaller until `most` bytes hold it."""
+    """Encode a sheet, uint8 RGB (H, W, 3), as a JPEG file, reduced until it has at most `most` bytes."""
     image = Image.fromarray(sheet)
     while True:
         buffer = io.BytesIO()
@@ -102,14 +102,14 @@ def encode_sheet(sheet: UInt8Array, most: int = MOST_BYTES) -> bytes:
 
 
 def _scaled(picture: Image.Image, across: int, down: int) -> Image.Image:
-    """A picture as large as a cell holds, whole."""
+    """Scale a whole picture to fit a cell."""
     scale = min(across / picture.width, down / picture.height, ENLARGED)
     size = (min(across, max(1, round(picture.width * scale))), min(down, max(1, round(picture.height * scale))))
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 class _Entry(NamedTuple):
-    """A name of a key and where it starts. Attributes: swatch: the side of the square before it, 0 for none."""
+    """A name of a key and its position. Attributes: swatch: side of the square before it, 0 for none."""
 
     name: Line
     colour: Colour | None
@@ -117,7 +117,7 @@ class _Entry(NamedTuple):
     swatch: int
 
     def draw(self, draw: ImageDraw.ImageDraw, left: int, middle: int) -> None:
-        """Draw it, `start` to the right of a point."""
+        """Draw it, `start` pixels to the right of a point."""
         left, side = left + self.start, self.swatch
         if side:
             box = (left, middle - side // 2, left + side, middle - side // 2 + side)
@@ -126,7 +126,7 @@ class _Entry(NamedTuple):
 
 
 def _laid(key: Key, size: int, across: int) -> list[list[_Entry]]:
-    """A key in at most `LINES` lines; how many names did not fit stands at the end."""
+    """Lay a key out in at most `LINES` lines; the number of omitted names is at the end."""
     lines: list[list[_Entry]] = [[]]
     swatch, space, start = round(size * 0.8), size, 0
     for number, (name, colour) in enumerate(key):

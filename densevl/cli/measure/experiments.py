@@ -1,4 +1,4 @@
-"""What the commands of `densevl eval` share: options, and the experiment that these and WHAT name."""
+"""Shared code of `densevl eval` commands: options, and the experiment that they and WHAT describe."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def _print(found: Tuning, config: Path) -> None:
     console, table = stdout(), Table("choice", box=None)
     for name in (found.measure, "difference", "95 % interval", "s/picture"):
         table.add_column(name, no_wrap=True)
-    # Numbers stay whole; of a pipe each choice is one line, for grep.
+    # Numbers stay whole; in a pipe each choice is one line, for grep.
     console.width = max(console.width, LEAST_WIDTH if console.is_terminal else PIPED_WIDTH)
     for row in found.rows:
         table.add_row(*map(escape, cells(row)))

@@ -135,7 +135,7 @@ class ImageFeatures(Features):
         return torch.stack([self.embed([view(rgb, rng) for _ in range(count)]) for rgb in pictures])
 
     def fed(self, images: Sequence[Any]) -> torch.Tensor:
-        """(N, 3, S, S) float32, as the model takes them."""
+        """Return images as the model takes them, (N, 3, S, S) float32."""
         return torch.stack([own for image in images for own in whole_pictures(self.look, [read_image(image)])])
 
     def embed(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
@@ -144,7 +144,7 @@ class ImageFeatures(Features):
 
 
 def picture(rgb: np.ndarray) -> str:
-    """A hash of the pixels of a uint8 RGB image (H, W, 3), which tells it from others whatever file it is in."""
+    """Hash the pixels of a uint8 RGB image (H, W, 3), which identifies it in any file."""
     return digest.of_text(str(rgb.shape), digest.of_bytes(rgb.tobytes()))[:16]
 
 
@@ -157,7 +157,7 @@ def cut_out(rgb: np.ndarray, box: Sequence[int]) -> np.ndarray:
 def by_folder(root: str | os.PathLike[str]) -> dict[str, list[Any]]:
     """List images by class from a folder of folders, in the form `FewShot.fit` takes for whole images.
 
-    An empty folder is a class without examples, known by its words alone.
+    An empty folder is a class without examples, known only by its words.
 
     Raises:
         ImageError: If there is no folder of folders, all are empty, or one holds only other files.

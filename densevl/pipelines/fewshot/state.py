@@ -92,7 +92,7 @@ class Learned:
         }
 
     def see(self, *, learned: bool = True) -> bool:
-        """Look at whole images as the head has learned to, or as the model does; whether that is otherwise."""
+        """Set how whole images are read: as the head learned, or as the model does. Return whether they differ."""
         features, head = self.features, self.heads.get("image")
         if not isinstance(features, ImageFeatures):
             return False

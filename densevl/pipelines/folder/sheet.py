@@ -1,4 +1,4 @@
-"""A picture of a result as a contact sheet shows it: without its legend, and what stands below it instead."""
+"""Pictures of results for a contact sheet: without the legend, and with the text that replaces it below."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from densevl.drawing.sheets import Key
 from densevl.results.base import UNLABELLED
 
 LEAST = 0.0005
-"""A smaller share of an image is not named."""
+"""Smaller shares of an image are not named."""
 
 
 def without_legend(picture: Image.Image, told: Mapping[str, Any]) -> Image.Image:
-    """The photo of an overlay, which may be smaller than the image, and has a legend below.
+    """Return the photo of an overlay, which may be smaller than the image, without the legend below it.
 
     Args:
-        told: what the JSON of the result says.
+        told: the JSON of the result.
     """
     height, width = told["size"]["height"], told["size"]["width"]
     scale = min(1.0, picture.width / width)
@@ -32,9 +32,9 @@ def without_legend(picture: Image.Image, told: Mapping[str, Any]) -> Image.Image
 
 
 def key(told: Mapping[str, Any]) -> Key:
-    """The names that a result has with their shares or counts, the largest first, and their colours.
+    """Return the names of a result with their shares or counts, largest first, and their colours.
 
-    For an anomaly map, what its two ends mean: each map has a scale of its own, unless there is a threshold.
+    For an anomaly map, the meaning of its two ends: each map has its own scale, unless there is a threshold.
     """
     if "map" in told:
         judged = told["is_anomalous"]

@@ -1,4 +1,4 @@
-"""`RegionClassifier`: a photo, its masks or boxes, and some words to a name for each region."""
+"""`RegionClassifier`: from a photo, its masks or boxes, and words to a name for each region."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`RegionEmbedder`: a photo, its masks or boxes, or what a proposer finds in it, to a vector for each region."""
+"""`RegionEmbedder`: from a photo and its masks or boxes, given or proposed, to a vector for each region."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from densevl.weights import require_finite
 
 
 class RegionEmbedder:
-    """The half of `RegionClassifier` that finds the regions of a photo and embeds them; nothing is named yet.
+    """The part of `RegionClassifier` that finds the regions of a photo and embeds them, without naming them.
 
-    Attributes: what `RegionClassifier` was made with, loaded and resolved; see its constructor. scorer: embeds regions
+    Attributes: settings of `RegionClassifier`, loaded and resolved; see its constructor. scorer: embeds regions
         and compares them with words.
     """
 

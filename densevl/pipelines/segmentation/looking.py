@@ -1,4 +1,4 @@
-"""`Looker`: photos scored by a model and its recipe, in passes of one photo or of several."""
+"""`Looker`: a model and its recipe score photos, in passes of one photo or of several."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ REPORTED = ("torch", "open_clip_torch", "timm")
 
 
 class Looker:
-    """The half of `Segmenter` that looks at photos; nothing is decided yet.
+    """The part of `Segmenter` that scores photos, before anything is decided.
 
-    Attributes: what `Segmenter` was made with, loaded and resolved; see its constructor. words: embeds labels.
+    Attributes: settings of `Segmenter`, loaded and resolved; see its constructor. words: embeds labels.
     """
 
     backbone: Backbone
