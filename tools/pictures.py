@@ -26,7 +26,7 @@ from densevl.proposals import load_proposer
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "demo"
 ACROSS, GAP = 1660, 20  # twice the width on pages
-TITLE, SMALL, NAME = 32, 25, 27  # sizes of text
+TITLE, SMALL, NAME = 32, 25, 30  # sizes of text
 INK, FAINT, WRONG, RIGHT = (33, 37, 41), (95, 103, 112), (208, 48, 58), (31, 140, 72)
 THINGS = ["bicycle", "pizza", "mushroom", "car", "aeroplane", "guitar", "sailboat", "dog", "umbrella"]
 SEEN = {"short_side": 192}  # the size at which `mini` knows the things of demo/large

@@ -43,6 +43,14 @@ def test_links_between_pages_and_to_the_root_stay_links(pages) -> None:
         assert "](../" not in re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL), path.name
 
 
+def test_commands_are_copied_without_their_prompt(pages) -> None:
+    for path in pages.rglob("*.md"):
+        for block in re.findall(r"```(?:console|bash)\n(.*?)```", path.read_text(), re.DOTALL):
+            lines = block.splitlines()
+            assert not all(line.startswith("$ ") for line in lines), path.name
+    assert "```bash\ndensevl segment" in (pages / "index.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("body", "fault"),
     [

@@ -23,7 +23,9 @@ OF_THE_ROOT = {
     "CONTRIBUTING.md": "contributing.md",
 }
 """Files outside docs/, and the pages that they become."""
-PICTURES = (".jpg", ".png", ".svg")
+PICTURES, STYLE = (".jpg", ".png", ".svg"), "site.css"
+PROMPT = re.compile(r"```console\n((?:\$ .*\n)+)```")
+"""A block of commands without what they print."""
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)|(!\[[^\]]*\]\()([^)\s]+)\)")
 LINE_OF_LIST = re.compile(r"(?m)^(?![-*|] |\d+\. |\s*$)(.+)\n(?=(?:[-*] |\d+\. ))")
 REFERENCES = {
@@ -51,6 +53,7 @@ def write(folder: Path) -> None:
             shutil.copy(path, folder)
     for source, target in OF_THE_ROOT.items():
         (folder / target).write_text(_page(ROOT / source))
+    shutil.copy(Path(__file__).with_name(STYLE), folder)
     (folder / "commands.md").write_text(commands())
     (folder / "reference").mkdir()
     for name, text in references().items():
@@ -68,12 +71,17 @@ def _page(path: Path) -> str:
         target = _target(path, found[2])
         return f"[{found[1]}]({target}{found[3] or ''})" if target else f"{found[1]} (`{_relative(path, found[2])}`)"
 
-    text = path.read_text(encoding="utf-8")
+    text = PROMPT.sub(_without_prompt, path.read_text(encoding="utf-8"))
     parts = re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)
     # Most renderers of Markdown, but not this one, accept a list after its sentence without a blank line.
     return "".join(
         part if index % 2 else LINE_OF_LIST.sub(r"\1\n\n", LINK.sub(moved, part)) for index, part in enumerate(parts)
     )
+
+
+def _without_prompt(block: re.Match[str]) -> str:
+    """A block of commands that can be copied as it stands."""
+    return "```bash\n" + re.sub(r"(?m)^\$ ", "", block[1]) + "```"
 
 
 def _relative(path: Path, link: str) -> str:
@@ -92,7 +100,7 @@ def commands() -> str:
     """Return the reference of the command line, from `--help`."""
     command = get_command(app)
     text = get_docs_for_click(obj=command, ctx=Context(command), name="densevl")
-    return "# Command line\n\n" + re.sub(r"(?m)^(#+) `", r"\1# `", text)
+    return "# Command line\n\n" + PROMPT.sub(_without_prompt, re.sub(r"(?m)^(#+) `", r"\1# `", text))
 
 
 def references() -> dict[str, str]:
