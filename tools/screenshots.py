@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ ARGUMENTS = (
 )
 WIDTHS = {390: 844, 1120: 800, 1600: 1000}
 SHOTS = ("empty", "segment", "picked", "regions", "anomaly", "classify", "correct", "error")
-SHEET = ((1120, "light", "picked"), (1120, "light", "correct"), (1120, "dark", "anomaly"), (390, "light", "segment"))
-"""The screenshots that are side by side in docs/serve.jpg."""
+PHONES = ((390, "light", "segment"), (390, "dark", "regions"), (390, "light", "classify"))
+SHEET = (((1120, "light", "picked"), (1120, "light", "correct")), ((1120, "dark", "anomaly"), *PHONES))
+"""The screenshots of docs/serve.jpg, by row."""
 PLACES = {"segment": (0.2, 0.82), "picked": (0.2, 0.82), "regions": (0.6, 0.62)}
 """Where the pointer rests, or clicks, as shares of the photo."""
 
@@ -114,7 +115,7 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     asked = product(map(int, given.widths.split(",")), given.themes.split(","), given.shots.split(","))
-    wanted = dict.fromkeys([*asked, *(SHEET if given.sheet else ())])
+    wanted = dict.fromkeys([*asked, *(chain(*SHEET) if given.sheet else ())])
     with server(*(given.model or ["mini"])) as address, chromium() as browser:
         for width, theme, shot in wanted:
             view = {"width": width, "height": WIDTHS[width]}
@@ -133,18 +134,19 @@ def main() -> None:
 
 
 def sheet(shots: Path, out: Path) -> None:
-    """Put the screenshots of SHEET side by side."""
-    from PIL import Image
+    """Put the screenshots of SHEET into rows of equal width."""
+    from PIL import Image, ImageOps
 
-    names, height = [f"{shot}-{width}-{theme}.png" for width, theme, shot in SHEET], 460
-    few = [Image.open(shots / name).convert("RGB") for name in names]
-    few = [one.crop((0, 0, one.width, min(one.height, 844))) for one in few]
-    few = [one.resize((round(one.width * height / one.height), height), Image.Resampling.LANCZOS) for one in few]
-    page = Image.new("RGB", (sum(one.width for one in few) + (len(few) - 1) * 16, height), "white")
-    left = 0
-    for one in few:
-        page.paste(one, (left, 0))
-        left += one.width + 16
+    across, gap, down = 1660, 20, 586
+    page = Image.new("RGB", (across, len(SHEET) * (down + gap) - gap), "white")
+    for number, row in enumerate(SHEET):
+        left = 0
+        for width, theme, shot in row:
+            size = (820 if width > 900 else 260, down)  # two windows, or one and three phones
+            picture = Image.open(shots / f"{shot}-{width}-{theme}.png").convert("RGB")
+            fitted = ImageOps.fit(picture, size, Image.Resampling.LANCZOS, centering=(0.5, 0))
+            page.paste(fitted, (left, number * (down + gap)))
+            left += size[0] + gap
     out.parent.mkdir(parents=True, exist_ok=True)
     page.save(out, quality=82, optimize=True)
 

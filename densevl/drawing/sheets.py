@@ -33,6 +33,7 @@ def contact_sheet(
     columns: int = 2,
     width: int = 1600,
     keys: Sequence[Key] | None = None,
+    letters: int | None = None,
 ) -> UInt8Array:
     """Tile pictures of any sizes row by row, each whole and centred in a cell of equal size.
 
@@ -44,6 +45,7 @@ def contact_sheet(
         columns: pictures per row, at least 1; reduced to the number of pictures.
         width: of the sheet in pixels.
         keys: names and colours below each picture; as many as fit into `LINES` lines.
+        letters: height of the text in pixels; None takes what suits the cells.
 
     Returns:
         uint8 RGB (H, width, 3) on white.
@@ -62,7 +64,7 @@ def contact_sheet(
     across = (width - gap * (columns + 1)) // columns if columns > 0 else 0
     if across < 8:
         raise DensevlError(f"{columns} columns do not fit into {width} pixels: use at least 1 column and a wider sheet")
-    size = max(11, across // 26)
+    size = letters or max(11, across // 26)
     row = round(1.9 * size)
     above = 0 if titles is None else row
     laid = [_laid(key, max(10, round(size * 0.9)), across) for key in keys or ()]

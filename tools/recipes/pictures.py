@@ -11,17 +11,16 @@ import argparse
 import json
 
 import numpy as np
-from PIL import Image
 
 from densevl.backbones.mini import Mini
+from densevl.drawing import contact_sheet, encode_sheet
 from densevl.drawing.overlays import draw_overlay
-from densevl.drawing.sheets import contact_sheet
 from densevl.recipes import get
 from tools.mini.evaluate import benchmark_names
 from tools.recipes.benchmark import LARGE, Bench
 from tools.recipes.page import DOCS, MEASURED
 
-COLUMNS, WIDTH, SCENES = 6, 1320, 20
+COLUMNS, WIDTH, LETTERS, SCENES = 5, 1660, 24, 20
 
 
 def main() -> None:
@@ -39,7 +38,7 @@ def main() -> None:
         found = np.where(lead > rows[name]["offset"], noun - 1, -1).reshape(scene.objects.shape)
         cells.append(_drawn(scene.image, found))
         titles.append(f"{name}, {rows[name]['large']:.0f}")
-    Image.fromarray(contact_sheet(cells, titles, COLUMNS, WIDTH)).save(DOCS / "recipes.jpg", quality=85)
+    (DOCS / "recipes.jpg").write_bytes(encode_sheet(contact_sheet(cells, titles, COLUMNS, WIDTH, letters=LETTERS)))
 
 
 def _drawn(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
