@@ -34,7 +34,7 @@ from tools.render.textures import all_textures
 from tools.unseen_materials import UNSEEN, unseen_surfaces
 
 SIZE, SEED, REFERENCES = 96, 260_000, 4
-SHOTS = (0, 1, 4)
+SHOTS, FPR = (0, 1, 4), 0.05
 SCORINGS: dict[str, dict[str, Any]] = {
     "winclip, exact windows": {"scoring": "winclip"},
     "winclip, shared windows": {"scoring": "winclip", "options": {"windows": "shared"}},
@@ -49,6 +49,8 @@ SCORINGS: dict[str, dict[str, Any]] = {
     "patchcore": {"scoring": "patchcore"},
     "adaptclip": {"scoring": "adaptclip"},
 }
+ALARMING = ("winclip, shared windows", "dense", "dino")
+"""Of which false alarms are counted."""
 COLUMNS = {"pixel AUROC": "pixel_auroc", "AUPRO": "aupro", "AP": "pixel_ap", "F1-max": "pixel_f1"}
 COLUMNS |= {"image AUROC": "image_auroc"}
 Picture = tuple[np.ndarray, np.ndarray]
@@ -117,6 +119,16 @@ def judge(backbone: Backbone, materials: list[Material], shots: int, **settings:
     return {**means, "ms": 1000 * statistics.median(times), "worst": 100 * min(e["pixel_auroc"] for e in found)}
 
 
+def alarms(backbone: Backbone, materials: list[Material], shots: int, **settings: Any) -> float:
+    """The share of sound pictures, in per cent, over the threshold that `shots` references give for `FPR`."""
+    judged = []
+    for material in materials:
+        detector = AnomalyDetector(backbone, item=material.name, **settings).fit(material.references[:shots])
+        detector.calibrate(fpr=FPR)
+        judged += [bool(detector(image).is_anomalous) for image, mask in material.pictures if not mask.any()]
+    return 100 * statistics.mean(judged)
+
+
 def picture(backbone: Backbone) -> np.ndarray:
     """Draw a row per material: sound part, damaged part, truth, map by words and map with one reference."""
     tiles, titles = [], []
@@ -144,6 +156,7 @@ def main() -> None:
     parser.add_argument("--damaged", type=int, default=3, help="damaged test pictures per material and kind")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", help="scorings whose name begins so")
+    parser.add_argument("--alarms", action="store_true", help="count false alarms on the flawless pictures instead")
     parser.add_argument("--picture", type=Path, help="write a picture of some maps instead")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -151,6 +164,13 @@ def main() -> None:
     backbone = load_backbone("mini")
     if options.picture:
         Image.fromarray(picture(backbone)).save(options.picture, quality=80)
+        return
+    if options.alarms:
+        materials = [*known(options.flawless, 0), *unseen(options.flawless, 0)]
+        print(f"| references | {' | '.join(ALARMING)} |\n|---|" + "---|" * len(ALARMING))
+        for shots in SHOTS[1:]:
+            shares = [alarms(backbone, materials, shots, **SCORINGS[name]) for name in ALARMING]
+            print(f"| {shots} | {' | '.join(f'{share:.0f} %' for share in shares)} |", flush=True)
         return
     if "adaptclip".startswith(options.only or ""):
         SCORINGS["adaptclip"]["adapters"] = train_adapters(backbone, base_set(), item="surface")
