@@ -97,7 +97,8 @@ def requests(count: int, temporary: str) -> Iterator[Row]:
     """Yield rows of a server under that many requests."""
     with process("--model", "mini", TMPDIR=temporary) as (address, pid):
         sent = turn = 0
-        with httpx.Client(base_url=address, timeout=300) as client, ThreadPoolExecutor(2) as pool:
+        anew = httpx.Limits(max_keepalive_connections=0)  # an idle one may be closed just as it is used again
+        with httpx.Client(base_url=address, timeout=300, limits=anew) as client, ThreadPoolExecutor(2) as pool:
             asked = kinds(client)
             while sent < count:
                 sent += sum(pool.map(partial(ask, client, turn), asked))

@@ -21,7 +21,7 @@ Send = Callable[[MutableMapping[str, Any]], Any]
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 PIECE = 2**16  # bytes of a body passed to the app at once
-IDLE = 30.0  # seconds without a request, after which freed memory is returned to the system
+TIDY = 30.0  # seconds after a request until freed memory is returned to the system
 PATIENCE = 3.0  # seconds a request may take to arrive while others find no room
 DISCARDED = 4  # times the limit that is read and discarded, so that a client still sending gets the answer
 POLICY = (
@@ -71,7 +71,7 @@ class Gate:
         self.running = 0
         self.stopping = False
         self.arriving: dict[asyncio.Timeout, float] = {}  # start times
-        self._rest: asyncio.TimerHandle | None = None
+        self._tidies: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -137,15 +137,17 @@ class Gate:
 
     def _release(self) -> None:
         self.running -= 1
-        if self._rest is not None:
-            self._rest.cancel()
-        self._rest = asyncio.get_running_loop().call_later(IDLE, self._tidy)
+        if self._tidies is None:
+            self._tidies = asyncio.get_running_loop().call_later(TIDY, self._tidy)
 
     def _tidy(self) -> None:
-        """Return freed memory, which `keep_memory` keeps, to the system unless a request is being processed."""
-        if not self.running:
-            gc.collect()  # fast, as models are ignored: see `run.settled`
-            give_back()
+        """Return freed memory, which `keep_memory` keeps, to the system.
+
+        The heap of each thread otherwise keeps the most that its requests ever took.
+        """
+        self._tidies = None
+        gc.collect()  # fast, as models are ignored: see `run.settled`
+        give_back()
 
     def _busy(self) -> Refused:
         seconds = max(self.counters.mean(route) for route in self.routes)

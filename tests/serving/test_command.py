@@ -13,7 +13,7 @@ from densevl.cli import app
 from densevl.errors import MissingExtraError, OptionError
 from densevl.serving import models, run, stopping
 from densevl.serving.settings import Limits, Settings
-from tests.serving.server import Slow
+from serving.server import Slow
 
 
 @pytest.fixture

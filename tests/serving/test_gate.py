@@ -175,20 +175,24 @@ def test_a_crowd_that_asks_nothing_keeps_nobody_out(monkeypatch) -> None:
             each.close()
 
 
-def test_memory_goes_back_once_no_request_is_worked_on(monkeypatch) -> None:
+def test_freed_memory_is_returned_a_while_after_requests_but_not_after_each(monkeypatch) -> None:
     given: list[int] = []
-    monkeypatch.setattr(gates, "IDLE", 0.01)
+    monkeypatch.setattr(gates, "TIDY", 0.01)
     monkeypatch.setattr(gates, "give_back", lambda: given.append(gate.running))
     gate = gates.Gate(None, Limits(), Counters(), [], local=True, origin=None)
 
-    async def two_end() -> None:
-        gate.running = 2
-        for left in ([], [0]):
+    async def four_end() -> None:
+        gate.running = 4
+        for times in (1, 2):
             gate._release()
+            gate._release()
+            assert len(given) == times - 1
             await asyncio.sleep(0.1)
-            assert given == left
+            assert len(given) == times
+        await asyncio.sleep(0.1)
+        assert given == [2, 0]
 
-    asyncio.run(two_end())
+    asyncio.run(four_end())
 
 
 def test_a_client_that_goes_frees_its_place() -> None:
