@@ -20,7 +20,7 @@ from densevl.kernels.linear import through
 from densevl.recipes.layers import through_mlp
 
 KINDS = []
-for kind in (packed._OneDnn, packed._Mkl, packed._C):
+for kind in (packed._C, packed._OneDnn, packed._Mkl):
     try:
         kind(torch.ones(2, 2))
     except (OSError, AttributeError, RuntimeError):
