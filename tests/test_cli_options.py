@@ -138,3 +138,20 @@ def test_files_that_lie_elsewhere_are_not_looked_for_here(value, taken) -> None:
 
     done = CliRunner().invoke(asked, ["--weights", value])
     assert (done.exit_code == 0) == taken, done.output
+
+
+def test_no_path_is_an_empty_string() -> None:
+    """It would be the working folder, and an empty variable of a script would read or write there in silence."""
+
+    def leaves(command: Any, words: list[str]) -> list[tuple[list[str], Any]]:
+        inner = getattr(command, "commands", {})
+        return [pair for name in inner for pair in leaves(inner[name], [*words, name])] if inner else [(words, command)]
+
+    asked = 0
+    for words, command in leaves(typer.main.get_command(app), []):
+        for param in command.params:
+            if "Path" in str(param.type_descriptor.annotation) and param.param_type_name == "option":
+                done = CliRunner().invoke(app, [*words, param.opts[0], ""])
+                assert (done.exit_code, "it is empty" in done.stderr) == (2, True), (words, param.opts, done.stderr)
+                asked += 1
+    assert asked > 20

@@ -84,7 +84,7 @@ def test_what_was_learned_from_folders_names_others(folder, tmp_path) -> None:
     assert head.with_suffix(".json").read_bytes() != before
 
 
-@pytest.mark.parametrize("out", ["", ".", "/", ".."])
+@pytest.mark.parametrize("out", [".", "/", ".."])
 @pytest.mark.parametrize("command", ["fit", "memory"])
 def test_a_result_without_a_name_is_refused_before_anything_is_read(command, out) -> None:
     code, _, told = call("fewshot", command, "nowhere", "--out", out)
