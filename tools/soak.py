@@ -143,7 +143,7 @@ def elsewhere(count: int, temporary: str) -> Iterator[Iterator[Row]]:
     environment = {**os.environ, "TMPDIR": temporary}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as own:
         try:
-            yield (tuple(json.loads(line)) for line in own.stdout)  # type: ignore[union-attr, misc]
+            yield (tuple(json.loads(line)) for line in own.stdout)  # type: ignore[union-attr]
         finally:
             own.terminate()  # if it was not awaited
 

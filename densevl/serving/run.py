@@ -82,12 +82,14 @@ def settled() -> Iterator[None]:
     A full collection is due when there are a quarter more old objects. If models counted, requests would leave up to
     100,000 objects in reference cycles until then, and all threads would wait while it visits every object.
     """
+    frozen = gc.get_freeze_count()
     gc.collect()
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not frozen:  # the caller's own stay frozen
+            gc.unfreeze()
 
 
 def is_local(host: str) -> bool:
