@@ -209,7 +209,7 @@ def _content_of(name: str, data: bytes) -> bytes:
     if name.endswith(".mp4"):
         import av
 
-        with av.open(io.BytesIO(data)) as movie:
+        with av.open(io.BytesIO(data), "r") as movie:
             return b"".join(frame.to_ndarray(format="rgb24").tobytes() for frame in movie.decode(video=0))
     return data
 
