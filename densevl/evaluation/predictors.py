@@ -90,7 +90,7 @@ class Predictor:
         other.labels = labels
         return other
 
-    def looking(self, *, plan: str | None = None, views: str | None = None) -> Predictor:
+    def with_options(self, *, plan: str | None = None, views: str | None = None) -> Predictor:
         """The same predictor with another plan of windows, or other views, as `Segmenter` takes them.
 
         Raises:

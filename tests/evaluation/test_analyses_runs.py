@@ -243,4 +243,4 @@ def test_other_plans_and_views_are_those_of_a_segmenter_that_was_made_so(folder)
     image = dataset[0].image
     for given, made in (({"plan": "whole"}, {"protocol": "whole"}), ({"views": "flip"}, {"views": "flip"})):
         other = Predictor(densevl.Segmenter("mini", **made), predictor.classes)
-        np.testing.assert_array_equal(predictor.looking(**given)(image).labels, other(image).labels)
+        np.testing.assert_array_equal(predictor.with_options(**given)(image).labels, other(image).labels)

@@ -401,7 +401,7 @@ def test_other_weights_of_the_same_name_and_another_version_are_refused(tmp_path
     assert (code, re.search(r"\(weights \w{12} -> \w{12}\); name another --out", output) is not None) == (4, True), (
         output
     )
-    monkeypatch.setattr("densevl.pipelines.segmentation.looking.__version__", "9.9")
+    monkeypatch.setattr("densevl.pipelines.segmentation.scorer.__version__", "9.9")
     code, output = done()
     assert (code, "(densevl '0.1.0' -> '9.9')" in output) == (4, True), output
     assert tree(tmp_path / "out") == before

@@ -39,7 +39,7 @@ def test_clusters_vote_where_nothing_is_proposed(clip, monkeypatch) -> None:
         ids[: size[0] // 2, size[1] // 2 :] = 1
         return ids  # a quarter is noise
 
-    monkeypatch.setattr("densevl.pipelines.segmentation.looking.segment_by_affinity", halves)
+    monkeypatch.setattr("densevl.pipelines.segmentation.scorer.segment_by_affinity", halves)
     found, before = segment(PHOTO, "cat,dog,sky"), plain(PHOTO, "cat,dog,sky")
     (count, _), (h, w), size = seen[0]
     assert (count, size) == (h * w, before.labels.shape)
@@ -75,7 +75,7 @@ def test_it_votes_by_itself_on_no_coarser_grid_than_the_papers(clip, golden_clip
 
 def test_a_vote_that_wipes_out_a_label_says_so(monkeypatch) -> None:
     monkeypatch.setattr(
-        "densevl.pipelines.segmentation.looking.segment_by_affinity", lambda _, grid, size: torch.zeros(size).long()
+        "densevl.pipelines.segmentation.scorer.segment_by_affinity", lambda _, grid, size: torch.zeros(size).long()
     )
     scene, labels = PHOTOS.parent / "scenes" / "wood.png", "penguin,pizza"
     told = Segmenter("mini", "cliptrase", refine="vote")(scene, labels).warnings

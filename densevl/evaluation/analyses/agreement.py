@@ -26,7 +26,7 @@ def view_agreement(predictor: Any, dataset: Dataset, *, show: Show | None = None
     """Measure how many pixels keep their label when the photo is mirrored, scaled, shifted, or run with other options.
 
     Args:
-        predictor: `Predictor`; one without `looking` has no options.
+        predictor: `Predictor`; one without `with_options` has no options.
     """
     classes, labelled = len(dataset.names), is_labelled(dataset)
     looks: dict[str, Callable[[Picture], Labels]] = {
@@ -36,9 +36,9 @@ def view_agreement(predictor: Any, dataset: Dataset, *, show: Show | None = None
         "shifted": lambda rgb: _shifted(predictor, rgb),
     }
     views = len(looks)
-    for option, values in (("plan", PLANS), ("views", VIEWS)) if hasattr(predictor, "looking") else ():
+    for option, values in (("plan", PLANS), ("views", VIEWS)) if hasattr(predictor, "with_options") else ():
         for value in values:
-            other = predictor.looking(**{option: value})
+            other = predictor.with_options(**{option: value})
             looks[f"--{option} {value}"] = partial(_labels, other)
     same = np.zeros(len(looks), np.int64)
     matrices = np.zeros((1 + len(looks), classes + 1, classes + 1), np.int64)

@@ -29,9 +29,9 @@ from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.bank import NEIGHBOURS, SHARE, Banks, BankSpec
 from densevl.pipelines.segmentation.boxes import ClassBoxes
 from densevl.pipelines.segmentation.evidence import Evidence, Prepared
-from densevl.pipelines.segmentation.looking import BackgroundSpec as BackgroundSpec
-from densevl.pipelines.segmentation.looking import Looker
 from densevl.pipelines.segmentation.presence import taking_part
+from densevl.pipelines.segmentation.scorer import BackgroundSpec as BackgroundSpec
+from densevl.pipelines.segmentation.scorer import PhotoScorer
 from densevl.pipelines.segmentation.segments import Proposer, Segments, proposer
 from densevl.pipelines.segmentation.upsampling import upsampling
 from densevl.pipelines.segmentation.words import Words
@@ -49,7 +49,7 @@ from densevl.weights import require_finite
 Labels = LabelSet | str | Path | Sequence[Any] | Mapping[str, Any]
 
 
-class Segmenter(Looker):
+class Segmenter(PhotoScorer):
     """Open-vocabulary segmentation with one model and one recipe. Call it with an image and labels.
 
     Examples:

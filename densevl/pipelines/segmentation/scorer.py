@@ -1,4 +1,4 @@
-"""`Looker`: a model and its recipe score photos, in passes of one photo or of several."""
+"""`PhotoScorer`: a model and its recipe score photos, in passes of one photo or of several."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BackgroundSpec = str | float | Sequence[str] | Background | None
 REPORTED = ("torch", "open_clip_torch", "timm")
 
 
-class Looker:
+class PhotoScorer:
     """The part of `Segmenter` that scores photos, before anything is decided.
 
     Attributes: settings of `Segmenter`, loaded and resolved; see its constructor. words: embeds labels.
