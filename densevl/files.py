@@ -32,6 +32,10 @@ PARTS = ".densevl-*.part"
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _SIGNED = (".json", ".jsonl", ".html", ".md", ".xml", ".safetensors")
 _SIGNATURE = b"densevl"
+# Files that the JSON of another stem speaks for: x_overlay.png and x.json.
+_COMPANIONS = (*(f"{mark}{end}" for mark in _MARKS for end in (".png", ".tif")), "_labels.zip", "_frames.jsonl")
+# A key of regions' JSON, which has no other file of its own stem: x.png beside it may be the photo.
+_ALONE = b'\n "regions": ['
 
 # File systems allow 255 bytes per name; this leaves room for a mark, an extension and a temporary name.
 _STEM_BYTES = 150
@@ -187,6 +191,44 @@ def _size(path: Path) -> int:
         return 0
 
 
+def save_all(
+    contents: Mapping[Path, bytes | Iterable[bytes]], *, inputs: Iterable[Any] = (), overwrite: bool = False
+) -> list[Path]:
+    """Write several files like `atomic_write_all`, after `guard`: what the `save` of a result does.
+
+    Args:
+        inputs: what the result was made from. Only paths count.
+        overwrite: allow replacing files that densevl did not write.
+
+    Raises:
+        OutputError: If a file is an input, was not written by densevl, or cannot be written.
+    """
+    guard_saved(contents, inputs=inputs, overwrite=overwrite)
+    return atomic_write_all(contents)
+
+
+def guard_saved(paths: Iterable[Path], *, inputs: Iterable[Any] = (), overwrite: bool = False) -> None:
+    """Call `guard` for a `save`, whose caller is Python."""
+    given = [one for one in inputs if isinstance(one, str | os.PathLike)]
+    guard(paths, inputs=given, overwrite=overwrite, out="another path", allow="overwrite=True")
+
+
+def target_of(path: Any, ending: str | None = None, what: str = "") -> Path:
+    """Return the path of a file to write.
+
+    Args:
+        ending: the only extension allowed, in lower case. what: what has it, for the message.
+
+    Raises:
+        OutputError: If it is not a path, or has another extension.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise OutputError(f"cannot save to a {type(path).__name__}: give the path of a file")
+    if ending is not None and Path(path).suffix.lower() != ending:
+        raise OutputError(f"cannot save {shown(path)}: {what}, end the name in {ending}")
+    return Path(path)
+
+
 def renew(path: str | os.PathLike[str], data: bytes) -> Path:
     """Write one file like `atomic_write`, unless it already has this content."""
     path = Path(path)
@@ -204,13 +246,14 @@ def guard(
     inputs: Iterable[str | os.PathLike[str]] = (),
     overwrite: bool = False,
     out: str = "another --out",
+    allow: str = "--overwrite",
 ) -> None:
     """Refuse to overwrite a file that densevl did not write. Every command calls this before it writes its first file.
 
     Args:
         paths: the files that will be written. inputs: the files that were given, never overwritten.
         overwrite: allow replacing files that densevl did not write.
-        out: what to name instead, for the message.
+        out: what to name instead, and allow: what sets `overwrite`, for the message.
 
     Raises:
         OutputError: If a path is an input, a folder, or a file that densevl did not write.
@@ -233,7 +276,7 @@ def guard(
         why = "there already" if "FILE" in out else "not written by densevl"
         verb = ("are" if more else "is") if "FILE" in out else ("were" if more else "was")
         raise OutputError(
-            f"{shown(foreign[0])}{more} {verb} {why} and would be replaced; name {out}, or allow it with --overwrite"
+            f"{shown(foreign[0])}{more} {verb} {why} and would be replaced; name {out}, or allow it with {allow}"
         )
 
 
@@ -298,8 +341,11 @@ def is_own(path: Path) -> bool:
     """Return whether densevl wrote a file. The file itself, the JSON of the same stem, or the run file says so."""
     if path.suffix in _SIGNED and _SIGNATURE in _start(path):
         return True
-    beside = path.with_name(f"{path.stem.removesuffix(OVERLAY_MARK).removesuffix(CONFIDENCE_MARK)}.json")
-    if beside != path and _SIGNATURE in _start(beside):
+    told = _start(path.with_suffix(".json")) if path.suffix != ".json" else b""
+    if _SIGNATURE in told and _ALONE not in told:
+        return True
+    stems = [path.name.removesuffix(end) for end in _COMPANIONS if path.name.endswith(end)]
+    if any(_SIGNATURE in _start(path.with_name(f"{stem}.json")) for stem in stems):
         return True
     return json.dumps(path.name).encode() in _start(path.with_name(RUN_FILE), None)
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from densevl.anomaly.result import AnomalyResult, Thresholds
-from densevl.errors import DensevlError
+from densevl.errors import DensevlError, OutputError
 from densevl.proposals import Proposals
 from densevl.regions.result import RegionResult
 from densevl.results import SegmentationResult
@@ -85,6 +85,43 @@ def test_what_is_saved_reads_back_equal(make, photo, tmp_path) -> None:
     again = read.save(tmp_path / "again" / f"x{KINDS[make]}")
     assert [a.read_bytes() == b.read_bytes() for a, b in zip(written, again, strict=True)] == [True] * len(written)
     assert b"densevl" in (tmp_path / "out" / "x.json").read_bytes()[:100], "so that it is known as densevl's own"
+
+
+@each
+def test_a_file_of_the_user_is_replaced_only_if_asked(make, photo, tmp_path) -> None:
+    made, end = make(photo), KINDS[make]
+    for path in made.save(tmp_path / f"x{end}"):
+        kept = {path: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".json"}
+        (tmp_path / "x.json").write_bytes(b"{}")
+        path.write_bytes(b"theirs")
+        with pytest.raises(OutputError, match=r"not written by densevl .* name another path.* overwrite=True$"):
+            made.save(tmp_path / f"x{end}")
+        assert all(other.read_bytes() == data for other, data in kept.items() if other != path)
+        assert path.read_bytes() == b"theirs"
+        made.save(tmp_path / f"x{end}", overwrite=True)
+        made.save(tmp_path / f"x{end}")
+
+
+@each
+def test_a_result_never_replaces_its_photo(make, photo, tmp_path) -> None:
+    made, before = make(photo), photo.read_bytes()
+    target = photo.with_suffix(KINDS[make])
+    if target == photo:
+        regions(photo).save(tmp_path / "photo.json")
+        with pytest.raises(OutputError, match="is one of the inputs"):
+            made.save(target, overwrite=True)
+        with pytest.raises(OutputError, match="not written by densevl"):  # an array does not say where it is from
+            replace(made, meta={}).save(target)
+    else:
+        made.save(target)
+    assert photo.read_bytes() == before
+
+
+@each
+@pytest.mark.parametrize("path", [None, 3, ["x.png"]])
+def test_what_is_not_a_path_is_one_line(make, path, photo) -> None:
+    with pytest.raises(OutputError, match=f"cannot save to a {type(path).__name__}: give the path of a file"):
+        make(photo).save(path)
 
 
 @each

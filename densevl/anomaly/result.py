@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 
 from densevl.anomaly.maps import to_pixels
-from densevl.errors import DensevlError, OutputError
-from densevl.files import atomic_write_all
+from densevl.errors import DensevlError
+from densevl.files import save_all, target_of
 from densevl.images import encode_png
 from densevl.results import RESULT, Result, chosen, from_json, photo_of, to_json
 from densevl.saved import read_array
@@ -137,22 +137,23 @@ class AnomalyResult(Result):
             facts |= {"thresholds": vars(self.thresholds), "anomalous_share": float(self.mask.mean())}
         return facts
 
-    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
         """Write the heat map as `path` (PNG), its numbers as .json and the raw map on the patch grid as .npy beside it.
 
+        Args:
+            overwrite: allow replacing files that densevl did not write.
+
         Raises:
-            OutputError: the ending is not .png, or the disk refuses.
+            OutputError: the ending is not .png, a file is the photo or was not written by densevl, or the disk
+                refuses.
         """
-        target = Path(path)
-        if target.suffix.lower() != ".png":
-            raise OutputError(f"cannot save to {target}: give a name that ends in .png")
-        return atomic_write_all(
-            {
-                target: encode_png(self.overlay()),
-                target.with_suffix(".json"): to_json(self.facts()),
-                target.with_suffix(".npy"): _npy(self.grid),
-            }
-        )
+        target = target_of(path, ".png", "heat maps are PNG files")
+        contents = {
+            target: encode_png(self.overlay()),
+            target.with_suffix(".json"): to_json(self.facts()),
+            target.with_suffix(".npy"): _npy(self.grid),
+        }
+        return save_all(contents, inputs=[self.meta.get("image")], overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, image: Any = None) -> AnomalyResult:

@@ -120,7 +120,7 @@ def _of_camera(work: Any, camera: int, seconds: float | None, out: str, *, overw
         segment = work.task().pipeline
     result = segment(camera, work.labels, seconds=seconds)
     with stderr().status("segmenting; Ctrl-C stops"):
-        result.save(path)
+        result.save(path, overwrite=True)
     return result
 
 

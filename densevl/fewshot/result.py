@@ -13,8 +13,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from densevl.drawing import draw_shares, palette
-from densevl.errors import DensevlError, OutputError
-from densevl.files import OVERLAY_MARK, atomic_write_all
+from densevl.errors import DensevlError
+from densevl.files import OVERLAY_MARK, save_all, target_of
 from densevl.images import encode_png
 from densevl.results import RESULT, UNLABELLED, Result, chosen, from_json, photo_of, to_json
 
@@ -104,21 +104,23 @@ class Classification(Result):
             draw_shares(drawn, dict(zip(self.names, map(float, self.probabilities), strict=True))) if legend else drawn
         )
 
-    def save(self, path: str | os.PathLike[str], *, overlay: bool = True) -> list[Path]:
+    def save(self, path: str | os.PathLike[str], *, overlay: bool = True, overwrite: bool = False) -> list[Path]:
         """Write what was found and a picture of it, both or none: "out/cat.json" and "out/cat_overlay.png".
 
+        Args:
+            overwrite: allow replacing files that densevl did not write.
+
         Raises:
-            OutputError: the ending is not .json, the disk refuses, or meta is no JSON.
+            OutputError: the ending is not .json, a file is the photo or was not written by densevl, the disk refuses,
+                or meta is no JSON.
         """
-        path = Path(path)
-        if path.suffix.lower() != ".json":
-            raise OutputError(f"cannot save {str(path)!r}: names of images are JSON files, end the name in .json")
+        path = target_of(path, ".json", "names of images are JSON files")
         height, width = self.image.shape[:2]
         content = {"size": {"height": height, "width": width}, **self._content()}
         contents = {path: to_json(content)}
         if overlay:
             contents[path.with_name(f"{path.stem}{OVERLAY_MARK}.png")] = encode_png(self.overlay())
-        return atomic_write_all(contents)
+        return save_all(contents, inputs=[self.meta.get("image")], overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, image: Any = None) -> Classification:

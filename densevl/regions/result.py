@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from densevl.drawing import draw_overlay
-from densevl.errors import DensevlError, MissingExtraError, OutputError
-from densevl.files import OVERLAY_MARK, atomic_write_all
+from densevl.errors import DensevlError, MissingExtraError
+from densevl.files import OVERLAY_MARK, save_all, target_of
 from densevl.images import MAX_PIXELS, encode_png
 from densevl.proposals.base import Proposals
 from densevl.regions import resolve
@@ -300,18 +300,20 @@ class RegionResult(Result):
             data={"class_name": np.array(self.found)[named]},
         )
 
-    def save(self, path: str | os.PathLike[str], *, overlay: bool = True) -> list[Path]:
+    def save(self, path: str | os.PathLike[str], *, overlay: bool = True, overwrite: bool = False) -> list[Path]:
         """Write the regions and a picture of them: all files or none.
 
         For "out/street.json": `street.json` holds size, names, regions (`to_coco`), those labelled nothing, meta and
         warnings; `street_overlay.png` is `overlay()`.
 
+        Args:
+            overwrite: allow replacing files that densevl did not write.
+
         Raises:
-            OutputError: the ending is not .json, the disk refuses, or meta is not JSON.
+            OutputError: the ending is not .json, a file is the photo or was not written by densevl, the disk refuses,
+                or meta is not JSON.
         """
-        path = Path(path)
-        if path.suffix.lower() != ".json":
-            raise OutputError(f"cannot save {str(path)!r}: regions are JSON files, end the name in .json")
+        path = target_of(path, ".json", "regions are JSON files")
         height, width = self.regions.size
         rejected = np.flatnonzero(self.labels < 0)
         few = self.regions.select(rejected)
@@ -329,7 +331,7 @@ class RegionResult(Result):
         contents = {path: to_json(content)}
         if overlay:
             contents[path.with_name(f"{path.stem}{OVERLAY_MARK}.png")] = encode_png(self.overlay())
-        return atomic_write_all(contents)
+        return save_all(contents, inputs=[self.meta.get("image")], overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, image: Any = None) -> RegionResult:

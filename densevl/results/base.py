@@ -56,8 +56,16 @@ class Result(ABC):
         """Draw the result over the photo: uint8 RGB. `legend`: add the names below."""
 
     @abstractmethod
-    def save(self, path: str | os.PathLike[str]) -> list[Path]:
-        """Write the files that `load` reads, either all or none, and return their paths."""
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
+        """Write the files that `load` reads, either all or none, and return their paths.
+
+        Args:
+            overwrite: allow replacing files that densevl did not write.
+
+        Raises:
+            OutputError: If the name cannot be used, a file is the photo or was not written by densevl, or the files
+                cannot be written.
+        """
 
     @classmethod
     @abstractmethod

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from densevl.drawing import draw_overlay, palette
-from densevl.errors import DensevlError, MissingExtraError, OutputError, suggest
-from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK, atomic_write_all
+from densevl.errors import DensevlError, MissingExtraError, suggest
+from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK, save_all, target_of
 from densevl.images import encode_png, read_labels
 from densevl.rle import class_runs, coco_segmentation
 
@@ -216,7 +216,7 @@ class SegmentationResult(Result):
         """
         return draw_overlay(self.image, self.labels, self.names, alpha=alpha, legend=legend, captions=captions)
 
-    def save(self, path: str | os.PathLike[str], *, overlay: bool = True) -> list[Path]:
+    def save(self, path: str | os.PathLike[str], *, overlay: bool = True, overwrite: bool = False) -> list[Path]:
         """Write the label map, its key and a picture of it: all of them, or none.
 
         For "out/street.png":
@@ -230,21 +230,21 @@ class SegmentationResult(Result):
         Args:
             path: the label map's path, ending in .png; missing folders are created.
             overlay: also write the overlay.
+            overwrite: allow replacing files that densevl did not write.
 
         Returns:
             The paths written.
 
         Raises:
-            OutputError: If the extension is not .png, the files cannot be written, or meta is not JSON.
+            OutputError: If the extension is not .png, a file is the photo or was not written by densevl, the files
+                cannot be written, or meta is not JSON.
         """
-        path = Path(path)
-        if path.suffix.lower() != ".png":
-            raise OutputError(f"cannot save {str(path)!r}: label maps are PNG files, end the name in .png")
+        path = target_of(path, ".png", "label maps are PNG files")
         contents = {path: self.label_png(), path.with_suffix(".json"): self._key()}
         contents[path.with_name(f"{path.stem}{CONFIDENCE_MARK}.png")] = encode_png(Image.fromarray(self._steps()))
         if overlay:
             contents[path.with_name(f"{path.stem}{OVERLAY_MARK}.png")] = encode_png(self.overlay())
-        return atomic_write_all(contents)
+        return save_all(contents, inputs=[self.meta.get("image")], overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, image: Any = None) -> Self:

@@ -107,7 +107,7 @@ def points(
             where, posed, asked, background=policy, watch=lambda done, _: progress.update(bar, completed=done)
         )
     found.meta["cloud"] = str(cloud)
-    written = found.save(target, features=features)
+    written = found.save(target, features=features, overwrite=True)
     for warning in () if quiet or as_json else found.warnings:
         warn(warning)
     if as_json:

@@ -255,7 +255,7 @@ def _run(given: dict[str, Any], what: str, text: str, explained: Callable[[Expla
     with stderr().status("explaining"):
         found = explained(explain, rgb)
     found.meta.update(image=image, asked=asked)
-    written = found.save(target)
+    written = found.save(target, overwrite=True)
     for warning in () if given["quiet"] or given["as_json"] else found.warnings:
         warn(warning)
     if given["as_json"]:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from densevl.drawing import contact_sheet, draw_signed, signed_bar
 from densevl.drawing.colours import PAPER
-from densevl.errors import LabelError, OptionError, OutputError
-from densevl.files import atomic_write_all
+from densevl.errors import LabelError, OptionError
+from densevl.files import save_all, target_of
 from densevl.images import encode_png
 from densevl.results.base import to_json
 
@@ -52,22 +52,22 @@ class Explanation(ABC):
         """Return the numbers without the maps, and the warnings."""
         return {**_without_maps(self.facts()), "warnings": list(self.warnings)}
 
-    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
         """Write the picture, and its numbers as a JSON of the same stem, either both or neither.
 
+        Args:
+            overwrite: allow replacing files that densevl did not write.
+
         Raises:
-            OutputError: If the name does not end in .png, or the files cannot be written.
+            OutputError: If the name does not end in .png, a file is the photo or was not written by densevl, or the
+                files cannot be written.
         """
-        try:
-            target = Path(path)
-        except TypeError as error:
-            raise OutputError(f"cannot save to a {type(path).__name__}: give a name that ends in .png") from error
-        if target.suffix.lower() != ".png":
-            raise OutputError(f"cannot save to {target}: give a name that ends in .png")
+        target = target_of(path, ".png", "explanations are PNG files")
         height, width = self.image.shape[:2]
         facts = {"size": {"height": height, "width": width}, **self.facts()}
         facts |= {"meta": self.meta, "warnings": list(self.warnings)}
-        return atomic_write_all({target: encode_png(self.overlay()), target.with_suffix(".json"): to_json(facts)})
+        contents = {target: encode_png(self.overlay()), target.with_suffix(".json"): to_json(facts)}
+        return save_all(contents, inputs=[self.meta.get("image")], overwrite=overwrite)
 
     def _photo(self) -> npt.NDArray[np.uint8]:
         picture = Image.fromarray(self.image)

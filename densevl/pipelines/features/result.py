@@ -17,7 +17,7 @@ import torch
 from densevl import digest, fitted
 from densevl.backbones import Backbone, load_backbone
 from densevl.errors import DensevlError, MissingExtraError, ModelError, OptionError, OutputError, one_of
-from densevl.files import atomic_write_all, shown
+from densevl.files import save_all, shown, target_of
 from densevl.results.base import VOLATILE, from_json, to_json
 from densevl.saved import Kind, read_array
 from densevl.vocabulary import LabelSet
@@ -113,15 +113,17 @@ class DenseMap:
             "first_centre": {"x": across / 2, "y": down / 2},
         }
 
-    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
         """Write the features, and a JSON of the same stem that describes the grid and what made them.
 
         Args:
             path: ends in .npy, .safetensors (tensor "features") or .zip (one Zarr array, for
                 `zarr.storage.ZipStore`).
+            overwrite: allow replacing files that densevl did not write.
 
         Raises:
-            OutputError: If the extension is another one, or the files cannot be written.
+            OutputError: If the extension is another one, a file is the photo or was not written by densevl, or the
+                files cannot be written.
             MissingExtraError: If zarr is needed and not installed.
         """
         stem, form = _parted(path)
@@ -134,7 +136,8 @@ class DenseMap:
             "warnings": list(self.warnings),
         }
         data = _WRITERS[form](np.ascontiguousarray(self.features))
-        return atomic_write_all({Path(path): data, stem.with_name(f"{stem.name}.json"): to_json(facts)})
+        contents = {Path(path): data, stem.with_name(f"{stem.name}.json"): to_json(facts)}
+        return save_all(contents, inputs=[self.meta.get("image")], overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DenseMap:
@@ -193,7 +196,7 @@ def require_format(form: str) -> None:
 
 def _parted(path: str | os.PathLike[str]) -> tuple[Path, str]:
     """Return a path without its extension, and the format of that extension."""
-    text = os.fspath(path)
+    text = os.fspath(target_of(path))
     for form, ending in FORMATS.items():
         if text.endswith(ending) and Path(text).name != ending:
             return Path(text.removesuffix(ending)), form

@@ -150,7 +150,7 @@ class Local(Store):
 
     def save(self, job: Job, kind: Kind, result: Any) -> None:
         """See `Store`."""
-        result.save(self.path / f"{job.name}{kind.main}")
+        result.save(self.path / f"{job.name}{kind.main}", overwrite=True)  # the loop called `guard`
 
     def guard(self, names: Iterable[str], *, inputs: Iterable[str], overwrite: bool) -> None:
         """See `Store`."""

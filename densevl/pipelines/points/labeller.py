@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from densevl import digest, fitted
 from densevl.drawing import palette
 from densevl.errors import DatasetError, DensevlError, ModelError, OptionError, OutputError
-from densevl.files import atomic_write_all, shown
+from densevl.files import save_all, shown, target_of
 from densevl.pipelines.features.extractor import FeatureExtractor
 from densevl.pipelines.many import hearing
 from densevl.pipelines.points.cameras import View
@@ -85,19 +85,19 @@ class PointLabels:
             "warnings": list(self.warnings),
         }
 
-    def save(self, path: str | os.PathLike[str], *, features: bool = False) -> list[Path]:
+    def save(self, path: str | os.PathLike[str], *, features: bool = False, overwrite: bool = False) -> list[Path]:
         """Write the points with their labels, and a JSON of the same stem.
 
         Args:
             path: ends in .ply. A binary PLY in the order of the cloud, with x, y, z, red, green, blue (of the label),
                 label, confidence and seen. features: also write the features, float16 (N, E), as .npy.
+            overwrite: allow replacing files that densevl did not write.
 
         Raises:
-            OutputError: If the extension is another one, or the files cannot be written.
+            OutputError: If the extension is another one, a file is the cloud or was not written by densevl, or the
+                files cannot be written.
         """
-        path = Path(path)
-        if path.suffix.lower() != ".ply":
-            raise OutputError(f"cannot save points to {shown(path)}: give a name that ends in .ply")
+        path = target_of(path, ".ply", "labelled points are PLY files")
         table = ply_bytes(self.points, self.colours, self.labels, self.confidence, self.seen)
         files: dict[Path, Any] = {path: table, path.with_suffix(".json"): to_json(self.facts())}
         if features:
@@ -106,7 +106,7 @@ class PointLabels:
             buffer = io.BytesIO()
             np.save(buffer, self.features.astype(np.float16), allow_pickle=False)
             files[path.with_suffix(".npy")] = buffer.getvalue()
-        return atomic_write_all(files)
+        return save_all(files, inputs=[self.meta.get("cloud")], overwrite=overwrite)
 
 
 class PointLabeller:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from densevl.errors import LabelError, OptionError, ProtocolError, RecipeError
+from densevl.files import guard_saved, target_of
 from densevl.images.resizing import Band, resized_rows
 from densevl.inference import LabelMap, WindowGrid, decode
 from densevl.inference.blocks import block_rows, decoded_blocks, window_rows
@@ -216,7 +217,7 @@ class BlockResult:
         text = self.segmenter.embed_text(self.labels, self.background)
         return block_rows(self.windows(raster), raster.size[0], len(text.classes))
 
-    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
         """Decide the picture and write it: all files, or none.
 
         For "out/field.tif":
@@ -231,17 +232,22 @@ class BlockResult:
 
         An interrupted run leaves `.densevl-field.rows` next to them, and the next run resumes from it.
 
+        Args:
+            overwrite: allow replacing files that densevl did not write.
+
         Returns:
             The paths written.
 
         Raises:
             ImageError: If the picture cannot be read completely.
-            OutputError: If the files cannot be written.
+            OutputError: If a file is the picture or was not written by densevl, or the files cannot be written.
         """
+        path = target_of(path)
         with self.open() as raster:
             self._describe(raster)
             facts = {"meta": self.meta, "names": self.names, "file": os.stat(raster.path).st_mtime_ns}
-            target = writing.Target(Path(path), raster, self.names, self.meta, polygons=self.polygons)
+            target = writing.Target(path, raster, self.names, self.meta, polygons=self.polygons)
+            guard_saved(target.paths, inputs=[raster.path], overwrite=overwrite)
             with target.rows(facts, self.rows(raster)) as kept:
                 for top, labels, confidence in self.blocks(raster, kept.done):
                     kept.append(labels, confidence)

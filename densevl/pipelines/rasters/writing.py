@@ -124,6 +124,18 @@ class Target:
         """The value that stands for nothing."""
         return 255 if len(self.names) <= 255 else 65535
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files that `write` writes."""
+        stem = self.path.stem
+        return [
+            self.path,
+            self.path.with_name(f"{stem}{CONFIDENCE_MARK}.tif"),
+            self.path.with_name(f"{stem}{OVERLAY_MARK}.png"),
+            *([self.path.with_name(f"{stem}.geojson")] if self.polygons else []),
+            self.path.with_name(f"{stem}.json"),
+        ]
+
     def rows(self, facts: Any, block: int) -> KeptRows:
         """Return the rows that an earlier run of this picture left, if its settings were the same."""
         dtype = np.uint8 if self.nothing == 255 else np.uint16
@@ -135,14 +147,7 @@ class Target:
         Raises:
             OutputError: If the files cannot be written.
         """
-        stem = self.path.stem
-        paths = [
-            self.path,
-            self.path.with_name(f"{stem}{CONFIDENCE_MARK}.tif"),
-            self.path.with_name(f"{stem}{OVERLAY_MARK}.png"),
-            *([self.path.with_name(f"{stem}.geojson")] if self.polygons else []),
-            self.path.with_name(f"{stem}.json"),
-        ]
+        paths = self.paths
         with staged(paths) as parts, _refusing(self.path):
             self._tiff(parts[0], (labels for _, labels, _ in kept.read()), self.nothing)
             self._tiff(parts[1], (confidence for *_, confidence in kept.read()), None)

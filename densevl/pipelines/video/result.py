@@ -13,7 +13,7 @@ import numpy as np
 
 from densevl.drawing import palette
 from densevl.errors import ImageError, OptionError
-from densevl.files import staged
+from densevl.files import guard_saved, staged, target_of
 from densevl.pipelines import remarks
 from densevl.pipelines.segmentation.evidence import Evidence
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels, Segmenter
@@ -145,7 +145,7 @@ class VideoResult:
             result = segment.decide(mixed, frame.rgb, self.labels, self.background, segments, image=source.name)
             yield frame, result, cut
 
-    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
         """Decide the video and write it: all files, or none. A stopped camera writes the frames so far.
 
         For "out/clip.mp4":
@@ -155,16 +155,20 @@ class VideoResult:
         - `clip_frames.jsonl`: a line for each frame: its time in seconds, whether it is a cut, and shares;
         - `clip.json`: names, colours, shares over all frames, cuts, settings and warnings.
 
+        Args:
+            overwrite: allow replacing files that densevl did not write.
+
         Returns:
             The paths written.
 
         Raises:
             ImageError: If no frame can be decoded.
-            OutputError: If the files cannot be written.
+            OutputError: If a file is the video or was not written by densevl, or the files cannot be written.
         """
-        path = Path(path)
+        path = target_of(path)
         stem, names = path.stem, self.labels.names
         beside = [path.with_name(f"{stem}{end}") for end in ("_labels.zip", "_frames.jsonl", ".json")]
+        guard_saved([path, *beside], inputs=[self.video], overwrite=overwrite)
         source, started = self.open(), time.perf_counter()
         total, count, cuts, said = np.zeros(len(names) + 1), 0, list[float](), dict[str, None]()
         size = (0, 0)
