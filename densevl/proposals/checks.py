@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densevl.errors import ProposalError
+from densevl.images.notes import say
 
 Floats = npt.NDArray[np.float64]
 NEAR = 0.05  # how far normalised boxes of a detector may exceed the edge
@@ -64,11 +65,15 @@ def image_boxes(boxes: Any, size: tuple[int, ...], *, what: str = "box") -> Floa
     Raises:
         ProposalError: the shape is wrong, values are not finite numbers, all lie within 0-1, or a box has no area or is
             wholly outside; the message has its number, its corners and the way out.
+
+    Warns:
+        ImageWarning: more than half of a box is outside.
     """
     array = box_corners(boxes, what=what)
     refuse_normalised(array, size, what=what)
     cut = _cut(array, size)
     _refuse_first(array, _no_area(cut), size, what)
+    _say_cut(array, cut, size, what)
     return cut
 
 
@@ -93,6 +98,22 @@ def detected_boxes(boxes: Any, size: tuple[int, ...]) -> tuple[Floats, npt.NDArr
 
 def _cut(boxes: Floats, size: tuple[int, ...]) -> Floats:
     return np.clip(boxes, 0, [size[1], size[0]] * 2)
+
+
+def _say_cut(boxes: Floats, cut: Floats, size: tuple[int, ...], what: str) -> None:
+    """Note that boxes (M, 4) were cut to less than half of their area: they may be of a larger copy of the image."""
+    far = np.flatnonzero(_areas(cut) < _areas(boxes) / 2)
+    for index in far[:1]:
+        more = f" ({len(far) - 1} more like it)" * (len(far) > 1)
+        say(
+            "the image",
+            f"{what} {index} is {_numbers(boxes[index])}{more}: more than half of it is beyond the picture of "
+            f"{size[1]}x{size[0]} pixels, and was cut off; boxes of a larger copy must be scaled",
+        )
+
+
+def _areas(boxes: Floats) -> Floats:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def _no_area(boxes: Floats) -> npt.NDArray[np.bool_]:

@@ -57,6 +57,16 @@ def test_a_box_that_cannot_be_is_one_line(clip, boxes, error, said) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_boxes_of_a_larger_copy_are_told(clip) -> None:
+    segment = Segmenter(clip, templates="photo", protocol=SMALL)
+    far = [(99, 74, 5000, 5000), (-60, 9, 40, 90), (0, 0, 90, 5000)]
+    told = [text for text in segment(PHOTOS / "cat.jpg", LABELS, boxes={"cat": far}).warnings if "beyond" in text]
+    assert len(told) == 1
+    assert "box 0 is (99, 74, 5000, 5000) (2 more like it): more than half" in told[0]
+    over_the_edge = segment(PHOTOS / "cat.jpg", LABELS, boxes={"cat": [(-30, 9, 40, 90)]})
+    assert not any("beyond" in text for text in over_the_edge.warnings)
+
+
 def test_a_detector_that_found_nothing_says_nothing_of_a_class(clip) -> None:
     segment = Segmenter(clip, templates="photo", protocol=SMALL)
     plain = segment(PHOTOS / "cat.jpg", LABELS)
