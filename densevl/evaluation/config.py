@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,7 @@ from typing import Any
 import yaml
 
 from densevl.errors import EvaluationError, MissingExtraError
+from densevl.evaluation.benchmarks.table import require_no_folder
 from densevl.evaluation.experiment import Experiment
 from densevl.files import shown
 from densevl.saved import foreign
@@ -55,6 +57,7 @@ def load_experiment(path: str | Path, changes: Mapping[str, Any] | None = None, 
     """
     path = Path(path)
     if not path.is_file():
+        require_no_folder(os.fspath(path))
         raise EvaluationError(f"no config {shown(path)}: give a .yaml, .json or .toml file, or the name of a benchmark")
     program = path.suffix.lower() == PROGRAM
     if program and not trust:

@@ -80,6 +80,9 @@ class Predictor:
         # Without a background class every pixel gets a class, so no rule applies by default.
         no_rule = isinstance(background, str) and background == "auto" and not classes.background
         self.policy = segmenter.policy("none" if no_rule else background)
+        own = segmenter.policy() if no_rule else self.policy
+        #: The rule of `Segmenter` that is left out here, as text; "" if none is.
+        self.left_out = str(own) if own != self.policy else ""
         self.clock = Clock()
         if min_share and (segmenter.refine or segmenter.presence):
             raise EvaluationError("min_share does not go with refine or presence; leave one of them out")

@@ -98,6 +98,11 @@ def evaluate(
     used = predictor.facts()
     if distributed.rank() == 0 and not quiet and "about" in used:
         note(f"model {used['model']}: {used['about']}")
+    if distributed.rank() == 0 and not quiet and (rule := getattr(predictor, "left_out", "")):
+        note(
+            f"background: none, since '{experiment.dataset}' has no background class; densevl segment uses the model's "
+            f"own by default: --background {shown(rule)}"
+        )
     say(used.get("warnings", ()))
     hold = Hold(folder / STATE)
     if distributed.rank() == 0:

@@ -96,7 +96,7 @@ def with_warnings(result: Result, said: Iterable[str]) -> Result:
     """Add the notes about an image to the warnings of its result. If it has no warnings, issue Python warnings."""
     changed: Any = result
     if said and hasattr(result, "warnings"):
-        return replace(changed, warnings=(*changed.warnings, *said))
+        return replace(changed, warnings=tuple(dict.fromkeys((*changed.warnings, *said))))
     for sentence in said:
         warnings.warn(sentence, ImageWarning, stacklevel=2)
     return result

@@ -23,6 +23,7 @@ from densevl.images import read_image
 from densevl.pipelines.anomaly.detector import AnomalyDetector
 from densevl.pipelines.fewshot.classifier import FewShot
 from densevl.pipelines.fewshot.session import LabelSession
+from densevl.pipelines.many import hearing
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.prompting import prompted
 from densevl.pipelines.segmentation import refinement
@@ -168,6 +169,7 @@ class Models:
         policy = classify.policy(background)
         clicked = bool(len(boxes) or len(points))
 
+        @hearing
         def call() -> RegionResult:
             given: dict[str, Any] = {}
             if clicked:

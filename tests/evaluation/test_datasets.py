@@ -341,6 +341,21 @@ def test_a_list_of_classes_that_is_no_text_is_one_line(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("grass, sky, ball", r"holds label \d .*'folder' has one class, 'grass, sky, ball', stored as 0"),
+        ("grass\nsky\ngrass", r"names\.txt': label 'grass' is given twice"),
+    ],
+)
+def test_a_list_of_classes_that_is_none_is_named(lines, told, tmp_path) -> None:
+    _make("folder", tmp_path)
+    (tmp_path / "names.json").unlink()
+    (tmp_path / "names.txt").write_text(lines)
+    with pytest.raises(DatasetError, match=told):
+        open_dataset("folder", tmp_path)[0].truth.any()
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"ids": [0, 1]}, "has 3 classes and 2 ids"),

@@ -252,6 +252,9 @@ def test_every_option_that_decides_what_segment_finds_is_one_of_eval_run() -> No
     ("command", "reason"),
     [
         (["run", "voc2"], "no dataset 'voc2' (closest: voc21"),
+        (["run", "b"], "'b' is a folder, not a benchmark or a config"),
+        (["run", "./b"], "densevl eval run folder --root b"),
+        (["check", "b"], "densevl eval run folder --root b"),
         (["run", "none.yaml"], "no config 'none.yaml'"),
         (["run", "voc21", "--task", "nothing"], "no task 'nothing'"),
         (["run", "voc21", "--measures", "iuo"], "no measure 'iuo'"),
@@ -282,6 +285,7 @@ def test_every_option_that_decides_what_segment_finds_is_one_of_eval_run() -> No
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(command, reason, tmp_path, monkeypatch) -> None:
+    (tmp_path / "b").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     done = CliRunner().invoke(app, ["eval", *command])
@@ -320,6 +324,25 @@ def test_fresh_forgets_counts_and_nothing_else(scenes, tmp_path) -> None:
     assert (done.exit_code, done.stdout) == (0, "")
     assert all(line.startswith("warning: ") for line in done.stderr.splitlines())
     assert (tmp_path / "state/mine.txt").read_text() == (tmp_path / "state/2023-2024.csv").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("classes", "given", "told"),
+    [
+        ("penguin\npizza", [], True),
+        ("penguin\npizza", ["--background", "none"], False),
+        ("background\npenguin", [], False),
+    ],
+)
+def test_a_background_that_is_left_out_is_told(classes, given, told, scenes, tmp_path) -> None:
+    (scenes / "names.txt").write_text(classes)
+    for path in (scenes / "labels").iterdir():
+        Image.fromarray(np.zeros_like(np.array(Image.open(path)))).save(path)
+    done = _run("folder", "--root", str(scenes), "--model", "mini", "--limit", "1", "--out", str(tmp_path), *given)
+    assert done.exit_code == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert ("background: none, since 'folder' has no background class" in said) == told
+    assert ("--background 'sky, grass, " in said) == told
 
 
 def test_words_that_the_model_does_not_know_are_told_of_everywhere(scenes, tmp_path) -> None:

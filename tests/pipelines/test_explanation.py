@@ -179,7 +179,7 @@ def test_words_of_a_head_explain_a_share_of_it(explain) -> None:
         (lambda e: e.head_texts(SCENES, block=6, head=1, m=0), OptionError, "at least 1"),
         (lambda e: e.pairs(SCENE, "word " * 40), LabelError, "longer than the 32 tokens"),
         (lambda e: e.pairs(SCENE, ["cat"]), LabelError, "give one string"),
-        (lambda e: e(SCENE, "cat").save("map.jpg"), OutputError, "ends in .png"),
+        (lambda e: e(SCENE, "cat").save("map.jpg"), OutputError, "end the name in .png"),
         (lambda e: e(SCENE, "cat").save(None), OutputError, "save to a NoneType"),
         *[
             (lambda e, wrong=wrong: e.heads(SCENE, "cat").top(wrong), OptionError, "count is .*at least 1")

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from densevl.errors import DatasetError, suggest
+from densevl.errors import DatasetError, LabelError, suggest
 from densevl.evaluation.benchmarks.class_lists import BACKGROUND, ClassList
 from densevl.evaluation.benchmarks.label_rules import IGNORE, SIZE, Table, mapped
 from densevl.files import shown
@@ -82,7 +82,10 @@ def read_own(root: Path, rules: Said) -> Own:
     path, found, warnings = _found(root)
     said = {**found, **rules}
     names, ids = _classes(path, said)
-    asked = LabelSet.parse(names)  # "car | truck" are two strings for one class
+    try:
+        asked = LabelSet.parse(names)  # "car | truck" are two strings for one class
+    except LabelError as error:
+        raise DatasetError(f"{shown(path)}: {error}") from error
     strings = dict(zip(asked.names, (list(words) for words in asked.synonyms), strict=True))
     plain = list(asked.names)
     first = _background(path, said, plain)
@@ -91,6 +94,8 @@ def read_own(root: Path, rules: Said) -> Own:
     by_id = {stored: index[name] for stored, name in zip(ids, plain, strict=True)}
     colours = _colours(path, said.get("colours"), plain, index, by_id) if said.get("colours") is not None else None
     table, void = _table(path, said, by_id, index)
+    if len(plain) == 1 and "," in plain[0]:
+        warnings = [*warnings, f"{shown(path)} has one class, {shown(plain[0])}; write one class per line"]
     if first is not None:
         strings.pop(plain[first])
     classes = ClassList(

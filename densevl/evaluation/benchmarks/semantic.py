@@ -99,9 +99,12 @@ class SemanticDataset(Dataset):
             wrong = truth == ILLEGAL
             known = np.flatnonzero(self.table >= 0)
             hint = f"; {WAY_OUT}" if self.own is not None else ""
+            has = f"{len(self.names)} classes, stored as {known.min()} to {known.max()}"
+            if len(self.names) == 1:  # perhaps a list on one line
+                has = f"one class, {shown(self.names[0])}, stored as {known.min()}"
             raise DatasetError(
                 f"{shown(label)} holds label {stored[wrong][0]} at {int(wrong.sum())} pixels: '{self.name}' has "
-                f"{len(self.names)} classes, stored as {known.min()} to {known.max()}{hint}"
+                f"{has}{hint}"
             )
         return truth
 

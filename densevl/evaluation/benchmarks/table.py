@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,8 +26,23 @@ def tasks_of(name: str) -> tuple[str, ...]:
         DatasetError: there is no such benchmark.
     """
     if name not in _NAMES:
+        require_no_folder(name)
         raise DatasetError(f"no dataset {shown(name)}{suggest(name, _NAMES)}; there are {', '.join(_NAMES)}")
     return tuple(task for own, task in BENCHMARKS if own == name)
+
+
+def require_no_folder(name: str) -> None:
+    """Refuse a folder where the name of a benchmark or a config belongs.
+
+    Raises:
+        DatasetError: it is one.
+    """
+    if os.path.isdir(name):
+        plain = name if re.fullmatch(r"[\w./-]+", name) else shown(name)
+        raise DatasetError(
+            f"{shown(name)} is a folder, not a benchmark or a config; for images and labels of your own: densevl eval "
+            f"run folder --root {plain}"
+        )
 
 
 def benchmark(name: str, task: str | None = None) -> Benchmark:

@@ -20,6 +20,7 @@ from densevl.pipelines.features.extractor import FeatureExtractor
 from densevl.pipelines.features.result import FORMATS, require_format
 from densevl.pipelines.fewshot.classifier import FewShot
 from densevl.pipelines.folder.each import Failed, Run, one_by_one
+from densevl.pipelines.many import hearing
 from densevl.pipelines.rasters.result import BlockSegmenter
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.prompting import prompted
@@ -234,6 +235,7 @@ class Naming:
         given: dict[str, Any] = {"points": [*self.points], "boxes": [*self.boxes]}
         clicked, named = bool(self.points or self.boxes), self.labels
 
+        @hearing
         def call(image: Any) -> Any:
             found: dict[str, Any] = {}
             if clicked:
