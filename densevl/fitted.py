@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from densevl import digest
 from densevl.errors import WeightsError
-from densevl.files import atomic_write_all, json_text
+from densevl.files import atomic_write_all, guard_saved, json_text
 from densevl.saved import Kind, read_json
 from densevl.weights import read_checkpoint
 
@@ -152,15 +152,19 @@ def to_bytes(tensors: Mapping[str, torch.Tensor], header: Mapping[str, str]) -> 
     return len(text).to_bytes(8, "little") + text + blob[start:]
 
 
-def save(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> list[Path]:
+def save(
+    path: Path, kind: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any], *, overwrite: bool = False
+) -> list[Path]:
     """Write `path`.safetensors and `path`.json, either both or neither.
 
     Args:
         path: with or without one of the extensions. kind: kind and version, for `read`. facts: of JSON types.
+        overwrite: allow replacing files that densevl did not write.
 
     Raises:
-        OutputError: If the files cannot be written.
+        OutputError: If a file was not written by densevl, or the files cannot be written.
     """
+    guard_saved(files(path), overwrite=overwrite)
     blob = to_bytes(
         {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, {"format": kind}
     )

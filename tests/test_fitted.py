@@ -10,6 +10,7 @@ import torch
 
 from densevl import fitted
 from densevl.backbones import load_backbone
+from densevl.errors import OutputError
 from densevl.fitted import differing, fingerprint, identity
 from densevl.pipelines.anomaly.detector import AnomalyDetector
 from densevl.pipelines.fewshot.classifier import FewShot
@@ -77,6 +78,17 @@ def test_a_long_list_of_differences_stays_one_short_line() -> None:
     said = differing({str(n): "x" * 500 for n in range(50)}, {"label": {"name": "a"}})
     assert len(said) < 600
     assert said.endswith("and 45 more")
+
+
+@pytest.mark.parametrize("ending", [".json", ".safetensors"])
+def test_a_file_of_the_user_is_replaced_only_if_asked(ending, tmp_path) -> None:
+    rows, theirs = {"rows": torch.ones(2)}, tmp_path / f"head{ending}"
+    theirs.write_text("{}")
+    with pytest.raises(OutputError, match=r"not written by densevl .* overwrite=True$"):
+        fitted.save(tmp_path / "head", "densevl-head-1", rows, {})
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["{}"]
+    fitted.save(tmp_path / "head", "densevl-head-1", rows, {}, overwrite=True)
+    fitted.save(tmp_path / "head", "densevl-head-1", rows, {})
 
 
 def test_tensors_that_share_memory_are_saved_each(tmp_path) -> None:

@@ -20,18 +20,25 @@ FORMAT = "densevl-anomaly-1"
 SAVED = fitted.kind_of("anomaly detector")
 
 
-def save(path: Path, memories: Mapping[str, NearestMemory], prototypes: torch.Tensor | None, facts: dict) -> list[Path]:
+def save(
+    path: Path,
+    memories: Mapping[str, NearestMemory],
+    prototypes: torch.Tensor | None,
+    facts: dict,
+    *,
+    overwrite: bool = False,
+) -> list[Path]:
     """Write `path`.safetensors and `path`.json, both or neither.
 
     Raises:
-        OutputError: the disk refuses.
+        OutputError: without `overwrite`, a file was not written by densevl; or the disk refuses.
     """
     tensors = {f"rows.{level}": memory.rows for level, memory in memories.items()}
     tensors |= {f"owner.{level}": memory.owner for level, memory in memories.items()}
     tensors |= {f"place.{level}": memory.place for level, memory in memories.items() if memory.place is not None}
     if prototypes is not None:
         tensors["prototypes"] = prototypes
-    return fitted.save(path, FORMAT, tensors, facts)
+    return fitted.save(path, FORMAT, tensors, facts, overwrite=overwrite)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, NearestMemory], torch.Tensor | None, dict[str, Any]]:

@@ -115,7 +115,7 @@ def anomaly_fit(
     )
     with stderr().status(f"{len(paths)} images"):
         detector.fit(paths).calibrate(fpr)
-    written = detector.save(out)
+    written = detector.save(out, overwrite=True)
     limit = "" if detector.thresholds is None else f"threshold {detector.thresholds.image:.6g}; "
     stdout().print(f"{limit}wrote {escape(', '.join(map(str, written)))}")
 

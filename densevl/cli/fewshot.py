@@ -161,7 +161,7 @@ def fewshot_fit(
             name.fit(shown, labels or named, progress=lambda n, of: status.update(f"{images}, step {n} of {of}"), **how)
         if calibrate is not None:
             name.calibrate(others, alpha=calibrate)
-    written = name.save(out)
+    written = name.save(out, overwrite=True)
     half.unlink(missing_ok=True)
     notes = [", ".join(f"{count} {label}" for label, count in name.counts.items())] if unlabelled else []
     if by_words := [label for label in name.fitted().names if not name.counts[label]]:

@@ -30,6 +30,7 @@ from densevl.anomaly.states import THING, States
 from densevl.anomaly.trained.adapters import Adapters
 from densevl.backbones import Backbone
 from densevl.errors import ImageError, ModelError, OptionError, RecipeError
+from densevl.files import target_of
 from densevl.fitted import identity, require_same
 from densevl.images import read_image
 from densevl.images.depth import used_bits
@@ -279,12 +280,15 @@ class AnomalyDetector:
         self.thresholds = Thresholds(threshold(scores, fpr), threshold(pixels, fpr), fpr, len(scores))
         return self
 
-    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
         """Write the fitted detector as PATH.safetensors and PATH.json.
+
+        Args:
+            overwrite: allow replacing files that densevl did not write.
 
         Raises:
             ModelError: If nothing was fitted or calibrated.
-            OutputError: If the files cannot be written.
+            OutputError: If a file was not written by densevl, or the files cannot be written.
         """
         if not self.is_fitted and self.thresholds is None:
             raise ModelError("nothing to save yet: call fit(...) or calibrate(images=...) first")
@@ -306,7 +310,7 @@ class AnomalyDetector:
             "references": list(self.references),
         }
         words = self.prototypes if self.scoring.text in ("windows", "dense") else None
-        return storage.save(Path(path), self.memories, words, facts)
+        return storage.save(target_of(path), self.memories, words, facts, overwrite=overwrite)
 
     @classmethod
     def load(

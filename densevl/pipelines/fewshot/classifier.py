@@ -17,6 +17,7 @@ from densevl.errors import ModelError, OptionError
 from densevl.fewshot.calibration import Calibration
 from densevl.fewshot.result import Classification
 from densevl.fewshot.tokens import COVERAGE, MOST
+from densevl.files import target_of
 from densevl.images import read_image
 from densevl.pipelines.borrowing import Borrowed
 from densevl.pipelines.fewshot import files as fewshot_files
@@ -314,15 +315,18 @@ class FewShot(Learner):
             raise ModelError(f"head '{self.head}' leaves the model as it is; 'prolip' trains its projection")
         return with_projection(self.backbone, head.projection)  # type: ignore[attr-defined]
 
-    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
         """Write what was learned as PATH.safetensors and PATH.json, without the model.
+
+        Args:
+            overwrite: allow replacing files that densevl did not write.
 
         Raises:
             ModelError: If nothing was fitted.
-            OutputError: If the files cannot be written.
+            OutputError: If a file was not written by densevl, or the files cannot be written.
         """
         self.fitted()
-        return fewshot_files.save(Path(path), self)
+        return fewshot_files.save(target_of(path), self, overwrite=overwrite)
 
     @classmethod
     def load(

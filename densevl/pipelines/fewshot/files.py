@@ -26,7 +26,7 @@ SAVED = fitted.kind_of("few-shot head")
 BORROWED = ("proxy", "sam")
 
 
-def save(path: Path, made: Learned) -> list[Path]:
+def save(path: Path, made: Learned, *, overwrite: bool = False) -> list[Path]:
     """Write PATH.safetensors and PATH.json; see `FewShot.save`."""
     segmenter, regions = made.segmenter, made.features
     states = {kind: head.state() for kind, head in made.heads.items()}
@@ -60,7 +60,7 @@ def save(path: Path, made: Learned) -> list[Path]:
         **({} if made.guessed is None else {"unlabelled": made.guessed}),
         "heads": {kind: own for kind, (_, own) in states.items()},
     }
-    return fitted.save(path, FORMAT, tensors, facts)
+    return fitted.save(path, FORMAT, tensors, facts, overwrite=overwrite)
 
 
 def classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
