@@ -363,7 +363,7 @@ def test_settings_out_of_range_are_refused(given, segment) -> None:
 
 
 def test_what_segments_is_a_segmenter() -> None:
-    with pytest.raises(OptionError, match=r"segmenter is a str; it is a `Segmenter`"):
+    with pytest.raises(OptionError, match=r"segmenter is a str; it must be a `Segmenter`"):
         VideoSegmenter("mini")
 
 
