@@ -121,14 +121,14 @@ def test_the_time_left_leaves_out_the_first_image_and_old_ones() -> None:
     pace = Pace(clock=lambda: now[0])
     now[0] = 60.0  # the model warms up
     pace.tick()
-    assert pace.told(9) == ""
+    assert pace.text(9) == ""
     now[0] = 62.0
     pace.tick()
-    assert pace.told(8) == "2.0 s/image  0:00:16 left"
+    assert pace.text(8) == "2.0 s/image  0:00:16 left"
     for _ in range(30):
         now[0] += 0.5
         pace.tick()
-    assert pace.told(120) == "2.0 images/s  0:01:00 left"
+    assert pace.text(120) == "2.0 images/s  0:01:00 left"
 
 
 @pytest.mark.parametrize("command", ["recipes", "recipes show sclip", "models", "doctor", "eval list"])

@@ -175,5 +175,5 @@ def test_memory_stays_flat_over_two_thousand_maps(monkeypatch) -> None:
 def test_unusable_maps_are_one_clear_line(scores, truth, message) -> None:
     with pytest.raises(DensevlError, match=message):
         AnomalyMetrics().update(scores, truth)
-    with pytest.raises(DensevlError, match="share above 0"):
+    with pytest.raises(DensevlError, match="above 0 and at most 1"):
         AnomalyMetrics(fpr_limit=0)

@@ -668,7 +668,8 @@ def test_a_threshold_and_words_keep_the_models_own_none_of_these(photo) -> None:
 
 def test_a_search_by_a_model_without_vectors_is_one_line(photo) -> None:
     with pytest.raises(
-        OptionError, match="embeds no regions here, so there is nothing for an index to hold; take a CLIP"
+        OptionError,
+        match="scores words and has no vectors of regions, so there is nothing for an index to hold; take a CLIP",
     ) as caught:
         RegionSearch(RegionClassifier(photo, proposals="grid"))
     assert "\n" not in str(caught.value)

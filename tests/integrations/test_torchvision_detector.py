@@ -172,7 +172,7 @@ def test_cosine_heads_refuse_what_does_not_fit(classify) -> None:
         replace_predictor(retina(), classify, LABELS)
     with pytest.raises(ModelError, match="background is 'void'"):
         CosinePredictor(16, text, background="void")
-    with pytest.raises(ModelError, match="has none"):
+    with pytest.raises(ModelError, match="has no background words"):
         CosinePredictor(16, text, background="words")
     with pytest.raises(ModelError, match="16 wide, text 24"):
         CosinePredictor(16, text, project=False)
