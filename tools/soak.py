@@ -153,7 +153,7 @@ def elsewhere(count: int, temporary: str) -> Iterator[Iterator[Row]]:
 
 
 def judged(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the figures of a run: growth over `EACH` in per cent, and the surplus at the end over the state after warming up."""
+    """Return the figures of a run: growth over `EACH` in per cent, and the surplus over the state once warm."""
     count = rows[-1][0]
     later = [row for row in rows if row[0] >= WARM * count]
     if len(later) < 5:
@@ -175,7 +175,7 @@ def judged(rows: Sequence[Row]) -> dict[str, Any]:
 def table(found: dict[str, dict[str, Any]]) -> str:
     """Return one row per run."""
     rows = [
-        "| | MB once warm | MB at the end | grows over 2,000 by | open files left | threads left | temporary files left |"
+        "| | MB once warm | MB at the end | grows over 2,000 by | files left | threads left | temporary files left |"
     ]
     rows.append("|---|---|---|---|---|---|---|")
     for name, one in found.items():
