@@ -48,7 +48,7 @@ class _Parts:
     def __init__(self, image: str) -> None:
         self.mean = float(read_image(image).mean())
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, overwrite: bool = False) -> None:
         told = json.dumps({"densevl": "1", "mean": self.mean}).encode()
         atomic_write_all({path.with_name(f"{path.stem}{end}"): told for end in SEGMENT.endings})
 

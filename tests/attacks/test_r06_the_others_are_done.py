@@ -23,7 +23,7 @@ class _Mean:
     def __init__(self, image: str) -> None:
         self.mean = read_image(image).mean()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, overwrite: bool = False) -> None:
         path.write_text(json.dumps({"densevl": "1", "mean": float(self.mean)}))
 
 
