@@ -363,9 +363,8 @@ def unique_stems(paths: Iterable[str | os.PathLike[str]], taken: Iterable[str] =
 
     An input keeps its own stem if no other input has it. Stems that are equal on a case-insensitive file system get
     their folder in front, then their extension behind, then a hash of their path, then a number: `a/x.jpg` and
-        `b/x.jpg`
-    become `a_x` and `b_x`, and `x.jpg` and `x.png` in one folder become `x-jpg` and `x-png`. A name has at most 150
-    bytes, and no separator, leading dot or character that some system refuses. It never equals the overlay
+    `b/x.jpg` become `a_x` and `b_x`, and `x.jpg` and `x.png` in one folder become `x-jpg` and `x-png`. A name has at
+    most 150 bytes, and no separator, leading dot or character that some system refuses. It never equals the overlay
     (`x_overlay`) or confidence picture of another. The same inputs in the same order get the same names.
 
     Args:

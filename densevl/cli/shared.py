@@ -125,7 +125,7 @@ class OneLineGroup(TyperGroup):
     def __init__(self, *args: Any, **extra: Any) -> None:
         super().__init__(*args, **extra)
         _as_text(self)
-        _without_empty_paths(self)
+        _without_empty_values(self)
 
     def get_params(self, ctx: Any) -> list[Any]:
         found = super().get_params(ctx)
@@ -176,17 +176,18 @@ def _as_text(command: Any) -> None:
         _as_text(inner)
 
 
-def _without_empty_paths(command: Any) -> None:
-    """Refuse empty strings, which scripts with empty variables pass: as a path they would become "."."""
+def _without_empty_values(command: Any) -> None:
+    """Refuse empty strings, which scripts with empty variables pass; as a path one would become "."."""
     for param in command.params:
         param.process_value = functools.partial(_process_value, param, param.process_value)
     for inner in getattr(command, "commands", {}).values():
-        _without_empty_paths(inner)
+        _without_empty_values(inner)
 
 
 def _process_value(param: Any, process: Callable[..., Any], ctx: Any, value: Any) -> Any:
     several = value if isinstance(value, (list, tuple)) else [value]
-    if "" in several and "COMMANDLINE" in str(ctx.get_parameter_source(param.name)):
+    blank = any(isinstance(one, str) and not one.strip() for one in several)
+    if blank and "COMMANDLINE" in str(ctx.get_parameter_source(param.name)):
         raise typer.BadParameter("it is empty; give a value, or leave it out", ctx, param)
     return process(ctx, value)
 

@@ -303,8 +303,8 @@ static void product_rows(const Job *j, long from, long to) {
                 finishes[j->kind](tile, p->bias + n);
                 for (long r = 0; r < count; r++) {
                     float *out = p->out + (m + r) * p->columns + n;
-                    const float *add = p->add + (m + r) * p->columns + n;
-                    if (!p->add) memcpy(out, tile + r * PANEL, width * sizeof(float));
+                    const float *add = p->add ? p->add + (m + r) * p->columns + n : 0;
+                    if (!add) memcpy(out, tile + r * PANEL, width * sizeof(float));
                     else
                         for (long i = 0; i < width; i++) out[i] = tile[r * PANEL + i] + add[i];
                 }
